@@ -1,0 +1,156 @@
+"""Plans the runs of a recipe and trains those that are missing, side by side."""
+
+import contextlib
+import os
+import sys
+import warnings
+from dataclasses import replace
+
+import joblib
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from recipes._lab.runs import DamagedRun, Run
+
+# Seeds from here on belong to the learning-rate search: those that report had no part in choosing.
+FIRST_REPORT_SEED = 0
+
+
+class Interrupted(Exception):
+    """Ctrl-C: `finished` of `total` runs are kept."""
+
+    def __init__(self, finished, total):
+        super().__init__(f"{finished} of {total} runs are finished")
+        self.finished = finished
+        self.total = total
+
+
+def plan(recipe, experiments, seeds):
+    """Return the runs of `experiments` for seeds 0 to `seeds - 1`.
+
+    All variants of a seed stand together, so that an interrupted bench has whole pairs.
+    """
+    return [
+        Run(
+            recipe=recipe.name,
+            recipe_path=str(recipe.path),
+            fingerprint=recipe.fingerprint,
+            experiment=experiment.name,
+            data=experiment.data,
+            samples=experiment.samples,
+            label_noise=experiment.label_noise,
+            epochs=experiment.epochs,
+            batch_size=experiment.batch_size,
+            variant=variant,
+            arguments=recipe.variants[variant],
+            learning_rate=experiment.learning_rates[variant],
+            seed=seed,
+            measure=experiment.measure,
+        )
+        for experiment in experiments
+        for seed in range(FIRST_REPORT_SEED, FIRST_REPORT_SEED + seeds)
+        for variant in experiment.variants
+    ]
+
+
+def execute(runs, folder, jobs=1, fresh=False, show_progress=True):
+    """Return the results of `runs`, a dictionary from run key to result; train what is missing.
+
+    Args:
+        runs: List of `Run`.
+        folder: A `RunFolder`. Every run is written to it as soon as it is finished.
+        jobs: Int, number of processes that train side by side. 1 trains in this process.
+        fresh: Whether to train runs again that are finished.
+        show_progress: Whether to draw a progress bar, where standard error is a terminal.
+
+    Raises:
+        Interrupted: on Ctrl-C. Finished runs are kept.
+    """
+    results = {}
+    if not fresh:
+        for run in runs:
+            try:
+                result = folder.read(run)
+            except DamagedRun as damage:
+                print(f"{damage.path} is damaged; training it again.", file=sys.stderr)
+                continue
+            if result is not None:
+                results[run.key] = result
+    # Two experiments may share runs: a sweep contains the main comparison's.
+    missing = list({run.key: run for run in runs if run.key not in results}.values())
+    total = len({run.key for run in runs})
+    with _progress(show_progress and bool(missing)) as progress:
+        task = progress.add_task("training", total=total, completed=total - len(missing))
+        try:
+            for run, result in _train_all(missing, min(jobs, len(missing))):
+                folder.write(run, result)
+                results[run.key] = result
+                progress.update(task, advance=1, description=run.describe())
+        except KeyboardInterrupt:
+            raise Interrupted(len(results), total) from None
+    return results
+
+
+def default_jobs():
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _train(run):
+    # Imported here: only a process that trains pays for TensorFlow's import.
+    with _silent_standard_error():
+        from recipes._lab.training import train
+
+    return run, train(run)
+
+
+@contextlib.contextmanager
+def _silent_standard_error():
+    """Keep what C++ code writes to standard error off the terminal.
+
+    TensorFlow's import reports every GPU library that is absent before any of its settings for
+    the log take effect. What goes wrong in Python comes out as an exception all the same.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+def _train_all(runs, jobs):
+    if jobs <= 1:
+        yield from map(_train, runs)
+        return
+    with warnings.catch_warnings():
+        # A worker that leaves while others train is joblib's to replace, and no one else's concern.
+        warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
+        parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
+        try:
+            yield from parallel(joblib.delayed(_train)(run) for run in runs)
+        finally:
+            joblib.externals.loky.get_reusable_executor().shutdown(wait=True, kill_workers=True)
+
+
+def _progress(visible):
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+        console=console,
+        transient=True,
+        disable=not (visible and console.is_terminal),
+    )
+
+
+def with_overrides(experiment, **overrides):
+    """Return `experiment` with the entries of `overrides` that are not None."""
+    return replace(experiment, **{key: v for key, v in overrides.items() if v is not None})

@@ -1,0 +1,149 @@
+"""The command line of a recipe, the same for all: arguments, their checks, and what they start."""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+import data
+from recipes._lab import bench, picture, report
+from recipes._lab.errors import UserError
+from recipes._lab.recipe import Recipe, choose
+from recipes._lab.runs import RunFolder, check_writable
+
+QUICK = {"epochs": 2, "samples": 200}
+QUICK_SEEDS = 2
+USER_ERROR = 2
+INTERRUPTED = 130  # What a shell reports for a program that Ctrl-C ended.
+
+
+def main(path, arguments=None):
+    """Run the recipe in the file `path`; return the exit code."""
+    try:
+        recipe = Recipe(path)
+        return _run(recipe, _parse(recipe, arguments))
+    except (UserError, data.DataError) as error:
+        print(error, file=sys.stderr)
+        return USER_ERROR
+    except bench.Interrupted as interruption:
+        print(
+            f"Interrupted: {interruption.finished} of {interruption.total} runs are finished and "
+            "kept. The same command goes on from there.",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+
+
+def _run(recipe, options):
+    experiments = _choose_experiments(recipe, options)
+    check_writable(options.out)
+    runs = bench.plan(recipe, experiments, options.seeds)
+    results = bench.execute(
+        runs, RunFolder(options.out / "runs"), jobs=options.jobs, fresh=options.fresh
+    )
+    summary = report.summarize(recipe, experiments, runs, results, quick=options.quick)
+    report.write(summary, runs, results, options.out)
+    picture.draw(summary, options.out / f"{recipe.name}.png")
+    if options.tensorboard:
+        report.write_tensorboard(runs, results, options.tensorboard)
+    if options.json:
+        print(json.dumps(summary, indent=1))
+    else:
+        report.show(summary, options.out, Console())
+    return 0
+
+
+def _choose_experiments(recipe, options):
+    experiments = list(recipe.experiments.values())
+    if options.experiments:
+        names = choose("--experiments", options.experiments, list(recipe.experiments))
+        experiments = [recipe.experiments[name] for name in names]
+    elif not options.sweep:
+        experiments = [experiment for experiment in experiments if not experiment.sweep]
+    if options.data:
+        choose("--data", [options.data], data.names())
+        of_that_data = [e for e in experiments if e.data == options.data]
+        # Another data set takes the place of the first experiment's, with its staging.
+        first = bench.with_overrides(experiments[0], name=options.data, data=options.data)
+        experiments = of_that_data or [first]
+    if options.variants:
+        known = list(dict.fromkeys(v for e in experiments for v in e.variants))
+        choose("--variants", options.variants, known)
+    return [_override(experiment, options) for experiment in experiments]
+
+
+def _override(experiment, options):
+    rates = experiment.learning_rates
+    if options.variants:
+        # The baseline stays: without it there is nothing to compare with.
+        rates = {v: r for v, r in rates.items() if v in (experiment.baseline, *options.variants)}
+    if options.learning_rate is not None:
+        rates = dict.fromkeys(rates, options.learning_rate)
+    epochs, samples = options.epochs, None
+    if options.quick:
+        epochs = epochs or min(QUICK["epochs"], experiment.epochs)
+        samples = min(QUICK["samples"], experiment.samples or QUICK["samples"])
+    return bench.with_overrides(experiment, learning_rates=rates, epochs=epochs, samples=samples)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(message[0].upper() + message[1:])
+
+
+def _parse(recipe, arguments):
+    parser = _Parser(
+        prog=f"python -m recipes.{recipe.name}",
+        description=recipe.module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--seeds", type=_count, metavar="N", help="paired repeats (default: 5)")
+    add("--epochs", type=_count, metavar="N", help="instead of each experiment's own number")
+    add("--experiments", nargs="+", metavar="NAME", help=", ".join(recipe.experiments))
+    add("--sweep", action="store_true", help="also run the experiments that vary one setting")
+    add("--data", metavar="NAME", help="run on this data set")
+    add("--variants", nargs="+", metavar="NAME", help=", ".join(recipe.variants))
+    add("--learning-rate", type=_rate, metavar="RATE", help="one rate for all variants")
+    add("--jobs", type=_count, metavar="N", help="processes side by side (default: all cores)")
+    add("--out", type=_folder, metavar="DIR", help=f"results (default: runs/{recipe.name})")
+    add("--fresh", action="store_true", help="train again what is finished")
+    add("--quick", action="store_true", help="a smoke run of seconds; its numbers mean nothing")
+    add("--json", action="store_true", help="print the report as JSON")
+    add("--tensorboard", type=_folder, metavar="DIR", help="also write the curves for TensorBoard")
+    options = parser.parse_args(arguments)
+    if options.seeds is None:
+        options.seeds = QUICK_SEEDS if options.quick else 5
+    if options.jobs is None:
+        options.jobs = bench.default_jobs()
+    if options.out is None:
+        options.out = _folder("runs") / recipe.name
+    return options
+
+
+def _count(text):
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1. Received: {text}")
+    return value
+
+
+def _rate(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"must be a number above 0. Received: {text}")
+    return value
+
+
+def _folder(text):
+    return Path(text).expanduser()

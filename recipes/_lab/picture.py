@@ -1,0 +1,146 @@
+"""Draws a report: the curves of every variant, and the paired differences that decide."""
+
+import io
+import math
+
+from recipes._lab import report, statistics
+from recipes._lab.runs import write_bytes
+
+# Okabe and Ito's palette, told apart by colour-blind readers. The baseline is grey everywhere.
+BASELINE_COLOR = "#6e6e6e"
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+VERDICT_COLORS = {
+    statistics.SUPPORTED: "#00704f",
+    statistics.NO_CLEAR_DIFFERENCE: "#8a6d00",
+    statistics.CONTRADICTED: "#b03000",
+}
+METRIC_LABELS = {"accuracy": "accuracy (%)", "rmse": "RMSE"}
+
+
+def draw(summary, path):
+    """Draw the report `summary` into the PNG file `path`."""
+    # Imported here and without pyplot, so that drawing needs no screen and leaves no state.
+    from matplotlib.figure import Figure
+
+    experiments = summary["experiments"]
+    heights = [_row_height(experiment) for experiment in experiments.values()]
+    claims_height = 0.55 + 0.3 * len(summary["claims"])
+    figure = Figure(figsize=(13, sum(heights) + claims_height + 0.7), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
+    title = summary["title"] + ("  (QUICK: numbers mean nothing)" if summary["quick"] else "")
+    figure.suptitle(title, fontsize=15, fontweight="bold", x=0.01, ha="left")
+    rows = figure.subfigures(
+        len(heights) + 1, 1, height_ratios=[*heights, claims_height], squeeze=False
+    )[:, 0]
+    for row, (name, experiment) in zip(rows, experiments.items(), strict=False):
+        row.suptitle(f"{name}: {report.staging(experiment)}", fontsize=10, x=0.01, ha="left")
+        loss_axes, score_axes, difference_axes = row.subplots(1, 3, width_ratios=[1, 1, 1.25])
+        colors = variant_colors(experiment)
+        score = report.main_metric(experiment)
+        _draw_curves(loss_axes, experiment, "loss", colors)
+        _draw_curves(score_axes, experiment, score, colors)
+        _draw_differences(difference_axes, experiment, f"test_{score}", colors, summary)
+    _write_claims(rows[-1], summary)
+    buffer = io.BytesIO()
+    # No software or date in the file: the same report gives the same bytes.
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    write_bytes(path, buffer.getvalue())
+
+
+def variant_colors(experiment):
+    """Return a color for each variant of an experiment."""
+    others = [variant for variant in experiment["variants"] if variant != experiment["baseline"]]
+    colors = {variant: COLORS[i % len(COLORS)] for i, variant in enumerate(others)}
+    return {experiment["baseline"]: BASELINE_COLOR, **colors}
+
+
+def _row_height(experiment):
+    return max(2.9, 1.3 + 0.42 * len(experiment["variants"]))
+
+
+def _draw_curves(axes, experiment, metric, colors):
+    """Draw validation curves with their 95% bands, and training curves as thin dashed lines."""
+    for variant, entry in experiment["variants"].items():
+        for part, style in (("train", "--"), ("validation", "-")):
+            curve = entry["curves"][f"{part}_{metric}"]
+            mean, low, high = (
+                [math.nan if v is None else report.scale(v, metric) for v in curve[name]]
+                for name in ("mean", "low", "high")
+            )
+            epochs = range(len(mean))
+            solid = part == "validation"
+            axes.plot(epochs, mean, style, color=colors[variant], linewidth=1.8 if solid else 1.0)
+            if solid:
+                axes.fill_between(epochs, low, high, color=colors[variant], alpha=0.18, linewidth=0)
+    axes.set_xlabel("epoch")
+    axes.set_title(METRIC_LABELS.get(metric, metric), fontsize=10)
+    axes.margins(x=0)
+    _set_plain_frame(axes)
+    if metric == "loss":
+        axes.plot([], [], "-", color="black", linewidth=1.8, label="validation")
+        axes.plot([], [], "--", color="black", linewidth=1.0, label="training, inference mode")
+        axes.legend(fontsize=8, frameon=False, loc="best")
+
+
+def _draw_differences(axes, experiment, metric, colors, summary):
+    """Draw each variant's paired difference from the baseline: seeds, mean and interval."""
+    axes.axvline(0, color=BASELINE_COLOR, linewidth=1.5)
+    variants = list(experiment["variants"])
+    for row, variant in enumerate(variants):
+        entry = experiment["variants"][variant]
+        label = report.format_value(entry["metrics"][metric], metric.removeprefix("test_"))
+        difference = entry["differences"].get(metric)
+        if difference is None:
+            text = f"baseline: {label}"
+            axes.annotate(text, (0, row), (6, 0), textcoords="offset points", va="center", size=9)
+            continue
+        values = [report.scale(v, metric) for v in difference["values"] if v is not None]
+        axes.plot(values, [row + 0.22] * len(values), ".", color=colors[variant], alpha=0.6)
+        mean, low, high = (report.scale(difference[k], metric) for k in ("mean", "low", "high"))
+        if mean is None:
+            continue
+        if low is not None:
+            axes.plot([low, high], [row, row], color=colors[variant], linewidth=3)
+        axes.plot(mean, row, "o", color=colors[variant], markersize=8)
+        axes.annotate(
+            report.format_difference(difference, metric),
+            (mean, row),
+            (0, 9),
+            textcoords="offset points",
+            ha="center",
+            size=9,
+            color=colors[variant],
+        )
+    axes.set_yticks(range(len(variants)), [name.replace("_", " ") for name in variants])
+    for tick, variant in zip(axes.get_yticklabels(), variants, strict=True):
+        tick.set_color(colors[variant])
+        tick.set_fontweight("bold")
+    axes.set_ylim(len(variants) - 0.5, -0.6)
+    axes.margins(x=0.15)
+    unit = "points" if metric.endswith("accuracy") else "original units"
+    axes.set_xlabel(f"difference from the baseline ({unit}), {report.count_seeds(summary)}")
+    axes.set_title(metric.replace("_", " "), fontsize=10)
+    _set_plain_frame(axes)
+
+
+def _set_plain_frame(axes):
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+
+
+def _write_claims(row, summary):
+    """Write each claim with its measured difference and its verdict."""
+    if not summary["claims"]:
+        return
+    axes = row.subplots()
+    axes.set_axis_off()
+    lines = len(summary["claims"])
+    axes.set_ylim(lines, -0.5)
+    axes.set_xlim(0, 1)
+    for line, claim in enumerate(summary["claims"]):
+        color = VERDICT_COLORS[claim["verdict"]]
+        axes.text(0.0, line, claim["verdict"], color=color, fontweight="bold", size=10, va="center")
+        axes.text(0.15, line, claim["text"], size=10, va="center")
+        difference = report.format_difference(claim["difference"], claim["metric"])
+        axes.text(1.0, line, difference, size=10, va="center", ha="right")

@@ -1,0 +1,328 @@
+"""Turns finished runs into what a person reads: the table, report.json and the CSV files."""
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+from collections import defaultdict
+
+import numpy as np
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from recipes._lab import statistics
+from recipes._lab.runs import versions, write_text
+
+VERDICT_STYLES = {
+    statistics.SUPPORTED: "bold green",
+    statistics.NO_CLEAR_DIFFERENCE: "bold yellow",
+    statistics.CONTRADICTED: "bold red",
+}
+
+
+def summarize(recipe, experiments, runs, results, quick=False):
+    """Return the whole report as plain numbers, lists and dictionaries.
+
+    Args:
+        recipe: A `Recipe`.
+        experiments: The list of `Experiment` that was run.
+        runs: The list of `Run`.
+        results: Dictionary from run key to result.
+        quick: Whether this was a smoke run.
+    """
+    by_variant = defaultdict(list)
+    for run in runs:
+        by_variant[run.experiment, run.variant].append(results[run.key])
+    seeds = sorted({run.seed for run in runs})
+    return {
+        "recipe": recipe.name,
+        "title": recipe.title,
+        "quick": quick,
+        "seeds": seeds,
+        "versions": versions(),
+        "machine": machine(),
+        "experiments": {
+            experiment.name: _summarize_experiment(recipe, experiment, by_variant)
+            for experiment in experiments
+        },
+        "claims": _judge_claims(recipe.claims, experiments, by_variant),
+        "seconds": {
+            experiment.name: {
+                variant: _mean([r["seconds"] for r in by_variant[experiment.name, variant]])
+                for variant in experiment.variants
+            }
+            for experiment in experiments
+        },
+    }
+
+
+def machine():
+    """Describe this machine in words."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{platform.system()} {platform.machine()}, {cores} cores"
+
+
+def _summarize_experiment(recipe, experiment, by_variant):
+    baseline = by_variant[experiment.name, experiment.baseline]
+    variants = {}
+    for variant in experiment.variants:
+        results = by_variant[experiment.name, variant]
+        variants[variant] = {
+            "arguments": recipe.variants[variant],
+            "learning_rate": experiment.learning_rates[variant],
+            "parameters": results[0]["parameters"],
+            "diverged": int(sum(r["metrics"]["diverged"] for r in results)),
+            "metrics": {
+                metric: _interval([r["metrics"][metric] for r in results])
+                for metric in results[0]["metrics"]
+            },
+            "differences": {
+                metric: _interval(_differences(results, baseline, metric, metric))
+                for metric in results[0]["metrics"]
+                if variant != experiment.baseline
+            },
+            "curves": {
+                name: _curve([r["curves"][name] for r in results])
+                for name in results[0]["curves"]
+            },
+        }
+    return {
+        "data": experiment.data,
+        "samples": experiment.samples,
+        "label_noise": experiment.label_noise,
+        "epochs": experiment.epochs,
+        "batch_size": experiment.batch_size,
+        "baseline": experiment.baseline,
+        "variants": variants,
+    }
+
+
+def _differences(results, others, metric, other_metric):
+    return [
+        one["metrics"][metric] - other["metrics"][other_metric]
+        for one, other in zip(results, others, strict=True)
+    ]
+
+
+def _judge_claims(claims, experiments, by_variant):
+    run = {(e.name, variant) for e in experiments for variant in e.variants}
+    judged = []
+    for claim in claims:
+        sides = (claim.experiment, claim.variant), (claim.experiment, claim.against)
+        if not run.issuperset(sides):
+            continue
+        differences = _differences(
+            by_variant[sides[0]],
+            by_variant[sides[1]],
+            claim.metric,
+            claim.against_metric or claim.metric,
+        )
+        p_value = statistics.claim_p_value(differences, claim.direction, claim.at_least)
+        judged.append((claim, differences, p_value))
+    adjusted = statistics.holm([p_value for _, _, p_value in judged])
+    return [
+        {
+            "text": claim.text,
+            "experiment": claim.experiment,
+            "variant": claim.variant,
+            "against": claim.against,
+            "metric": claim.metric,
+            "against_metric": claim.against_metric or claim.metric,
+            "direction": claim.direction,
+            "at_least": claim.at_least,
+            "difference": _interval(differences),
+            "p": _plain(p_value),
+            "p_adjusted": _plain(adjusted_p),
+            "verdict": statistics.judge(
+                differences, claim.direction, claim.at_least, adjusted_p
+            ),
+        }
+        for (claim, differences, p_value), adjusted_p in zip(judged, adjusted, strict=True)
+    ]
+
+
+def _interval(values):
+    interval = statistics.mean_interval(values)
+    return {
+        "mean": _plain(interval.mean),
+        "low": _plain(interval.low),
+        "high": _plain(interval.high),
+        "values": [_plain(value) for value in values],
+    }
+
+
+def _curve(curves):
+    # A run that stopped early has a shorter curve: the mean goes as far as all runs do.
+    columns = [statistics.mean_interval(values) for values in zip(*curves, strict=False)]
+    return {part: [_plain(getattr(c, part)) for c in columns] for part in ("mean", "low", "high")}
+
+
+def _plain(value):
+    """Return a float that JSON can hold: None stands for a value that is not finite."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _mean(values):
+    return float(np.mean(values))
+
+
+def write(summary, runs, results, folder):
+    """Write `report.json` and `epochs.csv` into `folder`."""
+    write_text(folder / "report.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    write_text(folder / "epochs.csv", _epochs_table(runs, results))
+
+
+def _epochs_table(runs, results):
+    """One line a run and epoch. Epoch 0 is the untrained model, which has no `fit_loss`."""
+    names = list(results[runs[0].key]["curves"])
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["experiment", "variant", "seed", "epoch", *names])
+    for run in runs:
+        curves = results[run.key]["curves"]
+        for epoch, values in enumerate(zip(*(curves[name] for name in names), strict=True)):
+            row = ["" if math.isnan(value) else value for value in values]
+            writer.writerow([run.experiment, run.variant, run.seed, epoch, *row])
+    return text.getvalue()
+
+
+def write_tensorboard(runs, results, folder):
+    """Write every run's curves as scalars below `folder`, one log directory a run."""
+    import tensorflow as tf
+
+    for run in runs:
+        path = folder / run.experiment / run.variant / f"seed{run.seed}"
+        with tf.summary.create_file_writer(str(path)).as_default():
+            for name, values in results[run.key]["curves"].items():
+                for epoch, value in enumerate(values):
+                    tf.summary.scalar(name, value, step=epoch)
+
+
+def show(summary, folder, console):
+    """Print the report as tables."""
+    console.print()
+    console.print(Text(summary["title"], style="bold"))
+    if summary["quick"]:
+        console.print(
+            "QUICK: a smoke run. Its numbers say that the program works, nothing more.",
+            style="bold red",
+        )
+    for name, experiment in summary["experiments"].items():
+        console.print()
+        console.print(_experiment_table(name, experiment, summary))
+    if summary["claims"]:
+        console.print()
+        console.print(_claims_table(summary))
+    console.print()
+    found = ", ".join(f"{package} {version}" for package, version in summary["versions"].items())
+    console.print(f"Measured with {found}; {summary['machine']}.", style="dim", highlight=False)
+    console.print(f"Picture, report.json, epochs.csv: {folder}", highlight=False, soft_wrap=True)
+
+
+def staging(experiment):
+    """Say in words what data an experiment trained on."""
+    samples = f"{experiment['samples']:,}" if experiment["samples"] else "all"
+    labels = f"{experiment['label_noise']:.0%} wrong" if experiment["label_noise"] else "clean"
+    return (
+        f"{experiment['data']}, {samples} training samples, {labels} labels, "
+        f"{experiment['epochs']} epochs of batches of {experiment['batch_size']}"
+    )
+
+
+def _experiment_table(name, experiment, summary):
+    score = main_metric(experiment)
+    unit = "%" if score == "accuracy" else "RMSE"
+    table = Table(
+        title=f"{name}: {staging(experiment)}; {count_seeds(summary)}",
+        title_justify="left",
+        title_style="",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("variant")
+    for heading in ("learning rate", f"train {unit}", f"validation {unit}", f"test {unit}"):
+        table.add_column(heading, justify="right")
+    table.add_column("test difference [95%]", justify="right")
+    table.add_column("seconds", justify="right")
+    for variant, entry in experiment["variants"].items():
+        scores = [
+            format_value(entry["metrics"][f"{part}_{score}"], score)
+            for part in ("train", "validation", "test")
+        ]
+        difference = entry["differences"].get(f"test_{score}")
+        table.add_row(
+            variant + (f" ({entry['diverged']} diverged)" if entry["diverged"] else ""),
+            f"{entry['learning_rate']:g}",
+            *scores,
+            format_difference(difference, score) if difference else "baseline",
+            f"{summary['seconds'][name][variant]:.1f}",
+        )
+    return table
+
+
+def _claims_table(summary):
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("claim")
+    for heading in ("measured [95%]", "p (Holm)"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for claim in summary["claims"]:
+        p = claim["p_adjusted"]
+        table.add_row(
+            claim["text"],
+            format_difference(claim["difference"], claim["metric"]),
+            "-" if p is None else "< .001" if p < 0.001 else f"{p:.3f}",
+            Text(claim["verdict"], style=VERDICT_STYLES[claim["verdict"]]),
+        )
+    return table
+
+
+def count_seeds(summary):
+    """Say how many seeds stand behind the report."""
+    count = len(summary["seeds"])
+    return f"{count} seeds, paired" if count > 1 else "1 seed: no interval, no verdict"
+
+
+def main_metric(experiment):
+    """Return "accuracy" or "rmse", whichever the experiment is scored by."""
+    metrics = next(iter(experiment["variants"].values()))["metrics"]
+    return "accuracy" if "test_accuracy" in metrics else "rmse"
+
+
+def format_value(interval, metric):
+    """Format a mean with its half-width: "94.1 ± 0.6" for accuracy in percent."""
+    mean, low, high = (scale(interval[part], metric) for part in ("mean", "low", "high"))
+    if mean is None:
+        return "not finite"
+    if low is None:
+        return _digits(mean, metric)
+    return f"{_digits(mean, metric)} ± {_digits((high - low) / 2, metric)}"
+
+
+def format_difference(interval, metric):
+    """Format a difference with its interval: "+13.1 [+10.6, +15.6]" for accuracy in points."""
+    mean, low, high = (scale(interval[part], metric) for part in ("mean", "low", "high"))
+    if mean is None:
+        return "not finite"
+    if low is None:
+        return _digits(mean, metric, sign="+")
+    return " ".join(
+        [
+            _digits(mean, metric, sign="+"),
+            f"[{_digits(low, metric, sign='+')}, {_digits(high, metric, sign='+')}]",
+        ]
+    )
+
+
+def scale(value, metric):
+    """Return accuracies in percent and everything else as it is."""
+    in_percent = metric.endswith("accuracy") or metric == "generalization_gap"
+    return value * 100 if in_percent and value is not None else value
+
+
+def _digits(value, metric, sign=""):
+    if metric.endswith("accuracy"):
+        return f"{value:{sign}.1f}"
+    return f"{value:{sign}.3g}"
