@@ -4,29 +4,32 @@
 verdict. The top of each file needs only Keras: copy it into a project.
 """
 
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import os
 import sys
 
 
-def _load_on_first_use(name):
-    """Import `name` when it is first used, so that printing a finished result does not wait for it.
+class _LoadOnFirstUse(importlib.abc.MetaPathFinder):
+    """Lets the first `import keras` return at once; Keras and TensorFlow load when first used.
 
-    `importlib.util.LazyLoader` is the standard library's own tool for this. A recipe says
-    `import keras`, as any program does, and pays the five seconds of TensorFlow's import when
-    it first builds something.
+    A recipe says `import keras` as any program does, and that takes six seconds. The process that
+    prints results has no use for it: workers train. `importlib.util.LazyLoader` does the work.
     """
-    if name in sys.modules:
-        return
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.loader is None:
-        return
-    spec.loader = importlib.util.LazyLoader(spec.loader)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "keras":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = importlib.util.LazyLoader(spec.loader)
+        return spec
 
 
-# TensorFlow reports every absent GPU library on the terminal; errors still show as exceptions.
+# TensorFlow reports every absent GPU library on the terminal; errors still come as exceptions.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-_load_on_first_use("keras")
+# While `python -m recipes.NAME` imports this package, and only then, `sys.argv[0]` is "-m".
+if sys.argv[:1] == ["-m"] and "keras" not in sys.modules:
+    sys.meta_path.insert(0, _LoadOnFirstUse())

@@ -99,6 +99,9 @@ def default_jobs():
 def _train(run):
     # Imported here: only a process that trains pays for TensorFlow's import.
     with _silent_standard_error():
+        import keras
+
+        keras.version()  # Loads Keras, where the import was put off, before TensorFlow's own.
         from recipes._lab.training import train
 
     return run, train(run)

@@ -212,11 +212,14 @@ def show(summary, folder, console):
         )
     for name, experiment in summary["experiments"].items():
         console.print()
+        score = "accuracy in %" if main_metric(experiment) == "accuracy" else "RMSE"
+        console.print(
+            f"[bold]{name}[/bold]: {staging(experiment)}; {count_seeds(summary)}; mean {score}, "
+            "difference from the baseline with 95% interval",
+            highlight=False,
+        )
         console.print(_experiment_table(name, experiment, summary))
-    if summary["claims"]:
-        console.print()
-        console.print(_claims_table(summary))
-    console.print()
+    console.print(_claims_table(summary))
     found = ", ".join(f"{package} {version}" for package, version in summary["versions"].items())
     console.print(f"Measured with {found}; {summary['machine']}.", style="dim", highlight=False)
     console.print(f"Picture, report.json, epochs.csv: {folder}", highlight=False, soft_wrap=True)
@@ -233,29 +236,21 @@ def staging(experiment):
 
 
 def _experiment_table(name, experiment, summary):
+    """One line a variant; narrow enough for a terminal of 80 columns."""
     score = main_metric(experiment)
-    unit = "%" if score == "accuracy" else "RMSE"
-    table = Table(
-        title=f"{name}: {staging(experiment)}; {count_seeds(summary)}",
-        title_justify="left",
-        title_style="",
-        box=box.SIMPLE_HEAD,
-    )
-    table.add_column("variant")
-    for heading in ("learning rate", f"train {unit}", f"validation {unit}", f"test {unit}"):
-        table.add_column(heading, justify="right")
-    table.add_column("test difference [95%]", justify="right")
-    table.add_column("seconds", justify="right")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("variant", no_wrap=True)
+    for heading in ("learning\nrate", "train", "validation", "test", "test difference", "s"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for variant, entry in experiment["variants"].items():
-        scores = [
-            format_value(entry["metrics"][f"{part}_{score}"], score)
-            for part in ("train", "validation", "test")
-        ]
         difference = entry["differences"].get(f"test_{score}")
         table.add_row(
             variant + (f" ({entry['diverged']} diverged)" if entry["diverged"] else ""),
             f"{entry['learning_rate']:g}",
-            *scores,
+            *(
+                format_value(entry["metrics"][f"{part}_{score}"], score, half_width=False)
+                for part in ("train", "validation", "test")
+            ),
             format_difference(difference, score) if difference else "baseline",
             f"{summary['seconds'][name][variant]:.1f}",
         )
@@ -263,20 +258,26 @@ def _experiment_table(name, experiment, summary):
 
 
 def _claims_table(summary):
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("claim")
-    for heading in ("measured [95%]", "p (Holm)"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 1, 0))
+    table.add_column(no_wrap=True)
+    table.add_column()
     for claim in summary["claims"]:
-        p = claim["p_adjusted"]
         table.add_row(
-            claim["text"],
-            format_difference(claim["difference"], claim["metric"]),
-            "-" if p is None else "< .001" if p < 0.001 else f"{p:.3f}",
             Text(claim["verdict"], style=VERDICT_STYLES[claim["verdict"]]),
+            f"{claim['text']}: {describe_evidence(claim)}",
         )
     return table
+
+
+def describe_evidence(claim):
+    """Say what was measured for a claim: "+13.2 [+11.3, +15.1] points, p < .001"."""
+    difference = format_difference(claim["difference"], claim["metric"])
+    if claim["metric"].endswith("accuracy"):
+        difference += " points"
+    p = claim["p_adjusted"]
+    if p is None or claim["difference"]["low"] == claim["difference"]["high"]:
+        return difference
+    return f"{difference}, p " + ("< .001" if p < 0.001 else f"= {p:.3f}".replace("0.", "."))
 
 
 def count_seeds(summary):
@@ -291,12 +292,12 @@ def main_metric(experiment):
     return "accuracy" if "test_accuracy" in metrics else "rmse"
 
 
-def format_value(interval, metric):
-    """Format a mean with its half-width: "94.1 ± 0.6" for accuracy in percent."""
+def format_value(interval, metric, half_width=True):
+    """Format a mean, with its half-width if asked: "94.1 ± 0.6" for accuracy in percent."""
     mean, low, high = (scale(interval[part], metric) for part in ("mean", "low", "high"))
     if mean is None:
         return "not finite"
-    if low is None:
+    if low is None or not half_width:
         return _digits(mean, metric)
     return f"{_digits(mean, metric)} ± {_digits((high - low) / 2, metric)}"
 
@@ -308,12 +309,10 @@ def format_difference(interval, metric):
         return "not finite"
     if low is None:
         return _digits(mean, metric, sign="+")
-    return " ".join(
-        [
-            _digits(mean, metric, sign="+"),
-            f"[{_digits(low, metric, sign='+')}, {_digits(high, metric, sign='+')}]",
-        ]
-    )
+    if low == high:
+        return f"{_digits(mean, metric, sign='+' if mean else '')} in every run"
+    low, high = (_digits(value, metric, sign="+") for value in (low, high))
+    return f"{_digits(mean, metric, sign='+')} [{low}, {high}]"
 
 
 def scale(value, metric):
