@@ -20,14 +20,43 @@ EVALUATION_BATCH = 2048
 
 def train(run):
     """Train one `Run`; return its metrics, curves and seconds as plain numbers."""
-    _prepare_tensorflow()
     recipe = load_module(run.recipe_path)
-    split = data.load(
-        run.data, seed=run.seed, samples=run.samples, label_noise=run.label_noise
-    )
-    keras.backend.clear_session(free_memory=False)
-    keras.utils.set_random_seed(run.seed)
+    start_afresh(run.seed)
+    split = load(run)
     model = build(recipe, split, run)
+    evaluation, curves, seconds = fit(model, split, run)
+    metrics = {"diverged": diverged(curves)}
+    for part in ("train", "validation", "test"):
+        metrics.update(evaluation.measure(part))
+    metrics["generalization_gap"] = generalization_gap(metrics)
+    if run.measure:
+        metrics.update(recipe.measure(model, split))
+    return {
+        "metrics": {name: float(value) for name, value in metrics.items()},
+        "curves": curves,
+        "parameters": model.count_params(),
+        "seconds": seconds,
+    }
+
+
+def start_afresh(seed):
+    """Forget earlier models and seed every generator; the memory is Python's to free."""
+    _prepare_tensorflow()
+    keras.backend.clear_session(free_memory=False)
+    keras.utils.set_random_seed(seed)
+
+
+def load(run):
+    """Return the data of a `Run`: a `data.Split`."""
+    return data.load(run.data, seed=run.seed, samples=run.samples, label_noise=run.label_noise)
+
+
+def fit(model, split, run, callbacks=()):
+    """Train `model` on the batches of `run`; nothing here reads the test part.
+
+    Returns:
+        The model's `Evaluation`, the history of its `Curves`, and the seconds that `fit` took.
+    """
     evaluation = Evaluation(model, split)
     curves = Curves(evaluation)
     start = time.perf_counter()
@@ -36,22 +65,15 @@ def train(run):
         epochs=run.epochs,
         steps_per_epoch=steps_per_epoch(split.train, run.batch_size),
         shuffle=False,  # The batches come in the order that all variants share.
-        callbacks=[curves],
+        callbacks=[*callbacks, curves],
         verbose=0,
     )
-    seconds = time.perf_counter() - start
-    metrics = {"diverged": not np.isfinite(curves.history["fit_loss"][1:]).all()}
-    for part in ("train", "validation", "test"):
-        metrics.update(evaluation.measure(part))
-    metrics["generalization_gap"] = generalization_gap(metrics)
-    if run.measure:
-        metrics.update(recipe.measure(model, split))
-    return {
-        "metrics": {name: float(value) for name, value in metrics.items()},
-        "curves": curves.history,
-        "parameters": model.count_params(),
-        "seconds": seconds,
-    }
+    return evaluation, curves.history, time.perf_counter() - start
+
+
+def diverged(curves):
+    """Return whether the loss of any epoch was not finite."""
+    return not np.isfinite(curves["fit_loss"][1:]).all()
 
 
 def generalization_gap(metrics):
