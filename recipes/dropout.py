@@ -66,7 +66,9 @@ def predict_with_masks(model, x, passes=MONTE_CARLO_PASSES):
     Their mean over the first axis is Monte Carlo dropout: the average of an ensemble of thinned
     networks that share their weights.
     """
-    logits = model(np.repeat(x[np.newaxis], passes, axis=0).reshape(-1, *x.shape[1:]), training=True)
+    logits = model(
+        np.repeat(x[np.newaxis], passes, axis=0).reshape(-1, *x.shape[1:]), training=True
+    )
     return keras.ops.convert_to_numpy(keras.ops.softmax(logits)).reshape(passes, len(x), -1)
 
 

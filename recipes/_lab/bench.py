@@ -4,7 +4,6 @@ import contextlib
 import os
 import sys
 import warnings
-from dataclasses import replace
 
 import joblib
 from rich.console import Console
@@ -152,8 +151,3 @@ def _progress(visible):
         transient=True,
         disable=not (visible and console.is_terminal),
     )
-
-
-def with_overrides(experiment, **overrides):
-    """Return `experiment` with the entries of `overrides` that are not None."""
-    return replace(experiment, **{key: v for key, v in overrides.items() if v is not None})

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -39,12 +40,14 @@ def main(path, arguments=None):
 
 def _run(recipe, options):
     experiments = _choose_experiments(recipe, options)
-    check_writable(options.out)
+    check_writable("--out", options.out)
+    if options.tensorboard:
+        check_writable("--tensorboard", options.tensorboard)
     runs = bench.plan(recipe, experiments, options.seeds)
     results = bench.execute(
         runs, RunFolder(options.out / "runs"), jobs=options.jobs, fresh=options.fresh
     )
-    summary = report.summarize(recipe, experiments, runs, results, quick=options.quick)
+    summary = report.summarize(recipe, experiments, runs, results, notes=_notes(options, recipe))
     report.write(summary, runs, results, options.out)
     picture.draw(summary, options.out / f"{recipe.name}.png")
     if options.tensorboard:
@@ -64,11 +67,15 @@ def _choose_experiments(recipe, options):
     elif not options.sweep:
         experiments = [experiment for experiment in experiments if not experiment.sweep]
     if options.data:
-        choose("--data", [options.data], data.names())
-        of_that_data = [e for e in experiments if e.data == options.data]
-        # Another data set takes the place of the first experiment's, with its staging.
-        first = bench.with_overrides(experiments[0], name=options.data, data=options.data)
-        experiments = of_that_data or [first]
+        first = experiments[0]
+        task = data.DATASETS[first.data].task
+        fitting = [name for name in data.names() if data.DATASETS[name].task == task]
+        choose("--data", [options.data], fitting)
+        # A data set that no experiment has takes the place of the first one's, with its staging.
+        samples = first.samples and min(first.samples, data.DATASETS[options.data].train)
+        experiments = [e for e in experiments if e.data == options.data] or [
+            replace(first, name=options.data, data=options.data, samples=samples)
+        ]
     if options.variants:
         known = list(dict.fromkeys(v for e in experiments for v in e.variants))
         choose("--variants", options.variants, known)
@@ -82,11 +89,24 @@ def _override(experiment, options):
         rates = {v: r for v, r in rates.items() if v in (experiment.baseline, *options.variants)}
     if options.learning_rate is not None:
         rates = dict.fromkeys(rates, options.learning_rate)
-    epochs, samples = options.epochs, None
+    epochs, samples = options.epochs or experiment.epochs, experiment.samples
     if options.quick:
-        epochs = epochs or min(QUICK["epochs"], experiment.epochs)
-        samples = min(QUICK["samples"], experiment.samples or QUICK["samples"])
-    return bench.with_overrides(experiment, learning_rates=rates, epochs=epochs, samples=samples)
+        epochs = options.epochs or min(QUICK["epochs"], experiment.epochs)
+        every = data.DATASETS[experiment.data].train
+        samples = min(QUICK["samples"], experiment.samples or every, every)
+    return replace(experiment, learning_rates=rates, epochs=epochs, samples=samples)
+
+
+def _notes(options, recipe):
+    """Say what a reader of the report must know before its numbers."""
+    notes = []
+    if options.quick:
+        notes.append("QUICK: a smoke run. Its numbers say that the program works, nothing more.")
+    if options.learning_rate is not None:
+        notes.append("One learning rate for all variants: this compares learning rates as well.")
+    elif options.data and all(e.data != options.data for e in recipe.experiments.values()):
+        notes.append(f"The learning rates were found on other data than {options.data}.")
+    return notes
 
 
 class _Parser(argparse.ArgumentParser):

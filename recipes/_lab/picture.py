@@ -27,8 +27,8 @@ def draw(summary, path):
     claims_height = 0.55 + 0.3 * len(summary["claims"])
     figure = Figure(figsize=(13, sum(heights) + claims_height + 0.7), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
-    title = summary["title"] + ("  (QUICK: numbers mean nothing)" if summary["quick"] else "")
-    figure.suptitle(title, fontsize=15, fontweight="bold", x=0.01, ha="left")
+    title = " ".join([summary["title"], *(f"({note})" for note in summary["notes"])])
+    figure.suptitle(title, fontsize=15, fontweight="bold", x=0.01, ha="left", wrap=True)
     rows = figure.subfigures(
         len(heights) + 1, 1, height_ratios=[*heights, claims_height], squeeze=False
     )[:, 0]

@@ -23,7 +23,7 @@ VERDICT_STYLES = {
 }
 
 
-def summarize(recipe, experiments, runs, results, quick=False):
+def summarize(recipe, experiments, runs, results, notes=()):
     """Return the whole report as plain numbers, lists and dictionaries.
 
     Args:
@@ -31,7 +31,7 @@ def summarize(recipe, experiments, runs, results, quick=False):
         experiments: The list of `Experiment` that was run.
         runs: The list of `Run`.
         results: Dictionary from run key to result.
-        quick: Whether this was a smoke run.
+        notes: Sentences that a reader must know before the numbers.
     """
     by_variant = defaultdict(list)
     for run in runs:
@@ -40,7 +40,7 @@ def summarize(recipe, experiments, runs, results, quick=False):
     return {
         "recipe": recipe.name,
         "title": recipe.title,
-        "quick": quick,
+        "notes": list(notes),
         "seeds": seeds,
         "versions": versions(),
         "machine": machine(),
@@ -85,8 +85,7 @@ def _summarize_experiment(recipe, experiment, by_variant):
                 if variant != experiment.baseline
             },
             "curves": {
-                name: _curve([r["curves"][name] for r in results])
-                for name in results[0]["curves"]
+                name: _curve([r["curves"][name] for r in results]) for name in results[0]["curves"]
             },
         }
     return {
@@ -136,9 +135,7 @@ def _judge_claims(claims, experiments, by_variant):
             "difference": _interval(differences),
             "p": _plain(p_value),
             "p_adjusted": _plain(adjusted_p),
-            "verdict": statistics.judge(
-                differences, claim.direction, claim.at_least, adjusted_p
-            ),
+            "verdict": statistics.judge(differences, claim.direction, claim.at_least, adjusted_p),
         }
         for (claim, differences, p_value), adjusted_p in zip(judged, adjusted, strict=True)
     ]
@@ -205,11 +202,8 @@ def show(summary, folder, console):
     """Print the report as tables."""
     console.print()
     console.print(Text(summary["title"], style="bold"))
-    if summary["quick"]:
-        console.print(
-            "QUICK: a smoke run. Its numbers say that the program works, nothing more.",
-            style="bold red",
-        )
+    for note in summary["notes"]:
+        console.print(note, style="bold red")
     for name, experiment in summary["experiments"].items():
         console.print()
         score = "accuracy in %" if main_metric(experiment) == "accuracy" else "RMSE"

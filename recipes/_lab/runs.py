@@ -144,13 +144,13 @@ def _umask():
     return mask
 
 
-def check_writable(folder):
-    """Make `folder` and raise `UserError` where nothing can be written into it."""
+def check_writable(option, folder):
+    """Make `folder`; raise `UserError` that names `option` where nothing can be written there."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UserError(
-            f"--out must be a folder that can be written. Received: {folder} ({error.strerror})"
+            f"{option} must be a folder that can be written. Received: {folder} ({error.strerror})"
         ) from error
