@@ -11,8 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from recipes._lab.runs import DamagedRun, Run
 
-# Seeds from here on belong to the learning-rate search: those that report had no part in choosing.
+# Seeds that report take no part in choosing learning rates: the search has seeds of its own.
 FIRST_REPORT_SEED = 0
+FIRST_TUNING_SEED = 1000
 
 
 class Interrupted(Exception):
@@ -78,7 +79,7 @@ def execute(runs, folder, jobs=1, fresh=False, show_progress=True):
     # Two experiments may share runs: a sweep contains the main comparison's.
     missing = list({run.key: run for run in runs if run.key not in results}.values())
     total = len({run.key for run in runs})
-    with _progress(show_progress and bool(missing)) as progress:
+    with progress_bar(show_progress and bool(missing)) as progress:
         task = progress.add_task("training", total=total, completed=total - len(missing))
         try:
             for run, result in _train_all(missing, min(jobs, len(missing))):
@@ -97,7 +98,7 @@ def default_jobs():
 
 def _train(run):
     # Imported here: only a process that trains pays for TensorFlow's import.
-    with _silent_standard_error():
+    with silent_standard_error():
         import keras
 
         keras.version()  # Loads Keras, where the import was put off, before TensorFlow's own.
@@ -107,7 +108,7 @@ def _train(run):
 
 
 @contextlib.contextmanager
-def _silent_standard_error():
+def silent_standard_error():
     """Keep what C++ code writes to standard error off the terminal.
 
     TensorFlow's import reports every GPU library that is absent before any of its settings for
@@ -139,7 +140,8 @@ def _train_all(runs, jobs):
             joblib.externals.loky.get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
-def _progress(visible):
+def progress_bar(visible):
+    """Return a bar for standard error with counts and the time left; none without a terminal."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
