@@ -87,7 +87,7 @@ EXPERIMENTS = {
         "data": "digits",
         "samples": 1000,
         "label_noise": 0.3,
-        "epochs": 40,
+        "epochs": 30,
         "batch_size": 64,
         "measure": True,
         "learning_rates": {
@@ -99,14 +99,14 @@ EXPERIMENTS = {
     "mnist1d_1000": {
         "data": "mnist1d",
         "samples": 1000,
-        "epochs": 30,
+        "epochs": 20,
         "batch_size": 64,
         "learning_rates": {"none": 0.03, "hidden": 0.03},
     },
     "mnist1d_4000": {
         "data": "mnist1d",
         "samples": 4000,
-        "epochs": 15,
+        "epochs": 12,
         "batch_size": 64,
         "learning_rates": {"none": 0.03, "hidden": 0.03},
     },
@@ -114,7 +114,7 @@ EXPERIMENTS = {
         "data": "digits",
         "samples": 1000,
         "label_noise": 0.3,
-        "epochs": 40,
+        "epochs": 30,
         "batch_size": 64,
         "sweep": True,
         "learning_rates": {

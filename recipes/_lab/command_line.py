@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 import data
-from recipes._lab import bench, picture, report
+from recipes._lab import bench, picture, record, report
 from recipes._lab.errors import UserError
 from recipes._lab.recipe import Recipe, choose
 from recipes._lab.runs import RunFolder, check_writable
@@ -50,6 +50,8 @@ def _run(recipe, options):
     summary = report.summarize(recipe, experiments, runs, results, notes=_notes(options, recipe))
     report.write(summary, runs, results, options.out)
     picture.draw(summary, options.out / f"{recipe.name}.png")
+    if options.record:
+        record.write(summary, recipe.path)
     if options.tensorboard:
         report.write_tensorboard(runs, results, options.tensorboard)
     if options.json:
@@ -135,7 +137,12 @@ def _parse(recipe, arguments):
     add("--quick", action="store_true", help="a smoke run of seconds; its numbers mean nothing")
     add("--json", action="store_true", help="print the report as JSON")
     add("--tensorboard", type=_folder, metavar="DIR", help="also write the curves for TensorBoard")
+    # For who maintains the recipes: a whole run becomes the result in the recipe's card.
+    add("--record", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    given = {name for name, value in vars(options).items() if value not in (None, False)}
+    if options.record and given - {"record", "jobs", "out", "fresh", "json"}:
+        raise UserError("--record takes the recipe as it is: give it no other options than --out.")
     if options.seeds is None:
         options.seeds = QUICK_SEEDS if options.quick else 5
     if options.jobs is None:

@@ -25,7 +25,7 @@ def draw(summary, path):
     experiments = summary["experiments"]
     heights = [_row_height(experiment) for experiment in experiments.values()]
     claims_height = 0.55 + 0.3 * len(summary["claims"])
-    figure = Figure(figsize=(13, sum(heights) + claims_height + 0.7), layout="constrained")
+    figure = Figure(figsize=(16, sum(heights) + claims_height + 0.7), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
     title = " ".join([summary["title"], *(f"({note})" for note in summary["notes"])])
     figure.suptitle(title, fontsize=15, fontweight="bold", x=0.01, ha="left", wrap=True)
@@ -34,12 +34,13 @@ def draw(summary, path):
     )[:, 0]
     for row, (name, experiment) in zip(rows, experiments.items(), strict=False):
         row.suptitle(f"{name}: {report.staging(experiment)}", fontsize=10, x=0.01, ha="left")
-        loss_axes, score_axes, difference_axes = row.subplots(1, 3, width_ratios=[1, 1, 1.25])
         colors = variant_colors(experiment)
         score = report.main_metric(experiment)
-        _draw_curves(loss_axes, experiment, "loss", colors)
-        _draw_curves(score_axes, experiment, score, colors)
-        _draw_differences(difference_axes, experiment, f"test_{score}", colors, summary)
+        axes = row.subplots(1, 4, width_ratios=[1, 1, 1, 1.45])
+        _draw_curves(axes[0], experiment, "loss", colors)
+        _draw_curves(axes[1], experiment, score, colors)
+        _draw_gradient_norms(axes[2], experiment, colors)
+        _draw_differences(axes[3], experiment, f"test_{score}", colors, summary)
     _write_claims(rows[-1], summary)
     buffer = io.BytesIO()
     # No software or date in the file: the same report gives the same bytes.
@@ -64,7 +65,7 @@ def _draw_curves(axes, experiment, metric, colors):
         for part, style in (("train", "--"), ("validation", "-")):
             curve = entry["curves"][f"{part}_{metric}"]
             mean, low, high = (
-                [math.nan if v is None else report.scale(v, metric) for v in curve[name]]
+                [_or_nan(report.scale(value, metric)) for value in curve[name]]
                 for name in ("mean", "low", "high")
             )
             epochs = range(len(mean))
@@ -80,6 +81,32 @@ def _draw_curves(axes, experiment, metric, colors):
         axes.plot([], [], "-", color="black", linewidth=1.8, label="validation")
         axes.plot([], [], "--", color="black", linewidth=1.0, label="training, inference mode")
         axes.legend(fontsize=8, frameon=False, loc="best")
+
+
+def _draw_gradient_norms(axes, experiment, colors):
+    """Draw the gradient norm of each layer, from first to last: first epoch and last epoch."""
+    for variant, entry in experiment["variants"].items():
+        layers = list(entry["gradient_norms"])
+        for epoch, style in ((0, ":"), (-1, "-")):
+            of_layers = [entry["gradient_norms"][layer] for layer in layers]
+            mean, low, high = (
+                [_or_nan(curve[name][epoch]) for curve in of_layers]
+                for name in ("mean", "low", "high")
+            )
+            positions = range(1, len(layers) + 1)
+            axes.plot(positions, mean, style, color=colors[variant], marker="o", markersize=3)
+            if epoch == -1:
+                axes.fill_between(
+                    positions, low, high, color=colors[variant], alpha=0.18, linewidth=0
+                )
+    axes.set_yscale("log")
+    axes.set_xlabel("layer, first to last")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_title("gradient norm", fontsize=10)
+    axes.plot([], [], ":", color="black", label="first epoch")
+    axes.plot([], [], "-", color="black", label="last epoch")
+    axes.legend(fontsize=8, frameon=False, loc="best")
+    _set_plain_frame(axes)
 
 
 def _draw_differences(axes, experiment, metric, colors, summary):
@@ -111,7 +138,11 @@ def _draw_differences(axes, experiment, metric, colors, summary):
             size=9,
             color=colors[variant],
         )
-    axes.set_yticks(range(len(variants)), [name.replace("_", " ") for name in variants])
+    labels = [
+        f"{name.replace('_', ' ')}\n{_describe_rates(experiment['variants'][name])}"
+        for name in variants
+    ]
+    axes.set_yticks(range(len(variants)), labels, fontsize=9)
     for tick, variant in zip(axes.get_yticklabels(), variants, strict=True):
         tick.set_color(colors[variant])
         tick.set_fontweight("bold")
@@ -121,6 +152,17 @@ def _draw_differences(axes, experiment, metric, colors, summary):
     axes.set_xlabel(f"difference from the baseline ({unit}), {report.count_seeds(summary)}")
     axes.set_title(metric.replace("_", " "), fontsize=10)
     _set_plain_frame(axes)
+
+
+def _describe_rates(entry):
+    """Say which learning rates a variant used."""
+    rates = [rate for rate in entry["learning_rates"]["mean"] if rate is not None]
+    low, high = min(rates), max(rates)
+    return f"learning rate {low:.3g}" + ("" if low == high else f" to {high:.3g}")
+
+
+def _or_nan(value):
+    return math.nan if value is None else value
 
 
 def _set_plain_frame(axes):
@@ -142,5 +184,5 @@ def _write_claims(row, summary):
         color = VERDICT_COLORS[claim["verdict"]]
         axes.text(0.0, line, claim["verdict"], color=color, fontweight="bold", size=10, va="center")
         axes.text(0.15, line, claim["text"], size=10, va="center")
-        difference = report.format_difference(claim["difference"], claim["metric"])
-        axes.text(1.0, line, difference, size=10, va="center", ha="right")
+        evidence = report.describe_evidence(claim)
+        axes.text(1.0, line, evidence, size=10, va="center", ha="right")

@@ -87,6 +87,16 @@ def _summarize_experiment(recipe, experiment, by_variant):
             "curves": {
                 name: _curve([r["curves"][name] for r in results]) for name in results[0]["curves"]
             },
+            # Layers in the model's order; means over the steps of each epoch.
+            "gradient_norms": {
+                layer: _curve(
+                    [_epoch_means(r, r["gradient_norm_of_layer"][layer]) for r in results]
+                )
+                for layer in results[0]["gradient_norm_of_layer"]
+            },
+            "learning_rates": _curve(
+                [_epoch_means(r, r["steps"]["learning_rate"]) for r in results]
+            ),
         }
     return {
         "data": experiment.data,
@@ -141,6 +151,12 @@ def _judge_claims(claims, experiments, by_variant):
     ]
 
 
+def _epoch_means(result, values):
+    """Return the mean of `values`, one for each step, over each epoch."""
+    epochs = np.array(result["steps"]["epoch"])
+    return [_mean(np.array(values)[epochs == epoch]) for epoch in range(1, max(epochs) + 1)]
+
+
 def _interval(values):
     interval = statistics.mean_interval(values)
     return {
@@ -167,9 +183,10 @@ def _mean(values):
 
 
 def write(summary, runs, results, folder):
-    """Write `report.json` and `epochs.csv` into `folder`."""
+    """Write `report.json`, `epochs.csv` and `steps.csv` into `folder`."""
     write_text(folder / "report.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     write_text(folder / "epochs.csv", _epochs_table(runs, results))
+    write_text(folder / "steps.csv", _steps_table(runs, results))
 
 
 def _epochs_table(runs, results):
@@ -186,6 +203,28 @@ def _epochs_table(runs, results):
     return text.getvalue()
 
 
+def _steps_table(runs, results):
+    """One line a run and step: learning rate, and gradient norms of the whole and of each layer."""
+    of_layers = [results[run.key]["gradient_norm_of_layer"] for run in runs]
+    layers = list(dict.fromkeys(layer for norms in of_layers for layer in norms))
+    text = io.StringIO()
+    writer = csv.writer(text)
+    columns = [f"gradient_norm_{layer}" for layer in layers]
+    writer.writerow(
+        ["experiment", "variant", "seed", "epoch", "step", "learning_rate", "gradient_norm"]
+        + columns
+    )
+    for run, norms in zip(runs, of_layers, strict=True):
+        steps = results[run.key]["steps"]
+        rows = zip(steps["epoch"], steps["learning_rate"], steps["gradient_norm"], strict=True)
+        for step, (epoch, rate, norm) in enumerate(rows):
+            of_step = [norms[layer][step] if layer in norms else "" for layer in layers]
+            writer.writerow(
+                [run.experiment, run.variant, run.seed, epoch, step, rate, norm, *of_step]
+            )
+    return text.getvalue()
+
+
 def write_tensorboard(runs, results, folder):
     """Write every run's curves as scalars below `folder`, one log directory a run."""
     import tensorflow as tf
@@ -196,6 +235,9 @@ def write_tensorboard(runs, results, folder):
             for name, values in results[run.key]["curves"].items():
                 for epoch, value in enumerate(values):
                     tf.summary.scalar(name, value, step=epoch)
+            for name in ("learning_rate", "gradient_norm"):
+                for step, value in enumerate(results[run.key]["steps"][name]):
+                    tf.summary.scalar(f"{name}_of_step", value, step=step)
 
 
 def show(summary, folder, console):
@@ -216,7 +258,9 @@ def show(summary, folder, console):
     console.print(_claims_table(summary))
     found = ", ".join(f"{package} {version}" for package, version in summary["versions"].items())
     console.print(f"Measured with {found}; {summary['machine']}.", style="dim", highlight=False)
-    console.print(f"Picture, report.json, epochs.csv: {folder}", highlight=False, soft_wrap=True)
+    console.print(
+        f"Picture, report.json, epochs.csv, steps.csv: {folder}", highlight=False, soft_wrap=True
+    )
 
 
 def staging(experiment):

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 import data
+from callbacks import GradientNorms, LearningRateLogger
 from recipes._lab.recipe import load_module
 
 # A forward pass of the curves' evaluation holds at most this many samples in memory.
@@ -24,7 +25,8 @@ def train(run):
     start_afresh(run.seed)
     split = load(run)
     model = build(recipe, split, run)
-    evaluation, curves, seconds = fit(model, split, run)
+    norms, rates = GradientNorms(), LearningRateLogger()
+    evaluation, curves, seconds = fit(model, split, run, callbacks=[norms, rates])
     metrics = {"diverged": diverged(curves)}
     for part in ("train", "validation", "test"):
         metrics.update(evaluation.measure(part))
@@ -34,6 +36,14 @@ def train(run):
     return {
         "metrics": {name: float(value) for name, value in metrics.items()},
         "curves": curves,
+        "steps": {
+            "epoch": (norms.epochs + 1).tolist(),
+            "learning_rate": rates.learning_rates.tolist(),
+            "gradient_norm": norms.global_norm.tolist(),
+        },
+        "gradient_norm_of_layer": dict(
+            zip(norms.layer_names, norms.layers.T.tolist(), strict=True)
+        ),
         "parameters": model.count_params(),
         "seconds": seconds,
     }
@@ -59,6 +69,7 @@ def fit(model, split, run, callbacks=()):
     """
     evaluation = Evaluation(model, split)
     curves = Curves(evaluation)
+    norms, rates = GradientNorms(), LearningRateLogger()
     start = time.perf_counter()
     model.fit(
         training_batches(split.train, run),
@@ -215,3 +226,5 @@ def _prepare_tensorflow():
             # TensorFlow runs already, as in a notebook: last digits may differ from other runs.
             pass
     tf.config.experimental.enable_op_determinism()
+    # Every run traces a model of its own, which TensorFlow would warn about.
+    tf.get_logger().setLevel("ERROR")
