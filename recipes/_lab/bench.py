@@ -42,7 +42,7 @@ def plan(recipe, experiments, seeds):
             epochs=experiment.epochs,
             batch_size=experiment.batch_size,
             variant=variant,
-            arguments=recipe.variants[variant],
+            arguments={**experiment.arguments, **recipe.variants[variant]},
             learning_rate=experiment.learning_rates[variant],
             seed=seed,
             measure=experiment.measure,

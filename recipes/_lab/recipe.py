@@ -5,7 +5,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from recipes._lab.errors import UserError
@@ -33,7 +33,8 @@ class Experiment:
 
     `learning_rates` names the variants that take part, in the order of the table; the first is
     the baseline. `sweep` experiments run only on request. `measure` says whether the recipe's
-    function of that name is called on each trained model.
+    function of that name is called on each trained model. `arguments` go to `build_model` for all
+    variants, whose own come on top.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Experiment:
     label_noise: float = 0.0
     sweep: bool = False
     measure: bool = False
+    arguments: dict = field(default_factory=dict)
 
     @property
     def variants(self):

@@ -71,7 +71,7 @@ def _summarize_experiment(recipe, experiment, by_variant):
     for variant in experiment.variants:
         results = by_variant[experiment.name, variant]
         variants[variant] = {
-            "arguments": recipe.variants[variant],
+            "arguments": {**experiment.arguments, **recipe.variants[variant]},
             "learning_rate": experiment.learning_rates[variant],
             "parameters": results[0]["parameters"],
             "diverged": int(sum(r["metrics"]["diverged"] for r in results)),
@@ -209,11 +209,8 @@ def _steps_table(runs, results):
     layers = list(dict.fromkeys(layer for norms in of_layers for layer in norms))
     text = io.StringIO()
     writer = csv.writer(text)
-    columns = [f"gradient_norm_{layer}" for layer in layers]
-    writer.writerow(
-        ["experiment", "variant", "seed", "epoch", "step", "learning_rate", "gradient_norm"]
-        + columns
-    )
+    columns = ["experiment", "variant", "seed", "epoch", "step", "learning_rate", "gradient_norm"]
+    writer.writerow([*columns, *(f"gradient_norm_{layer}" for layer in layers)])
     for run, norms in zip(runs, of_layers, strict=True):
         steps = results[run.key]["steps"]
         rows = zip(steps["epoch"], steps["learning_rate"], steps["gradient_norm"], strict=True)

@@ -4,6 +4,7 @@ All runs use one thread and deterministic operations, so that a run gives the sa
 trains it: this process, one of several side by side, or another one tomorrow.
 """
 
+import inspect
 import math
 import time
 
@@ -57,8 +58,10 @@ def start_afresh(seed):
 
 
 def load(run):
-    """Return the data of a `Run`: a `data.Split`."""
-    return data.load(run.data, seed=run.seed, samples=run.samples, label_noise=run.label_noise)
+    """Return the data of a `Run`, a `data.Split`, as the recipe's `prepare` makes it ready."""
+    split = data.load(run.data, seed=run.seed, samples=run.samples, label_noise=run.label_noise)
+    prepare = getattr(load_module(run.recipe_path), "prepare", None)
+    return prepare(split, **_named_by(prepare, run.arguments)) if prepare else split
 
 
 def fit(model, split, run, callbacks=()):
@@ -69,7 +72,6 @@ def fit(model, split, run, callbacks=()):
     """
     evaluation = Evaluation(model, split)
     curves = Curves(evaluation)
-    norms, rates = GradientNorms(), LearningRateLogger()
     start = time.perf_counter()
     model.fit(
         training_batches(split.train, run),
@@ -97,16 +99,28 @@ def generalization_gap(metrics):
 def build(recipe, split, run):
     """Build and compile the recipe's model for the data of `split`."""
     outputs = {"classes": split.classes} if split.classes else {}
+    arguments = run.arguments
+    if hasattr(recipe, "prepare"):
+        # What only `prepare` names was about the data.
+        for_data = _named_by(recipe.prepare, arguments).keys()
+        for_model = _named_by(recipe.build_model, arguments).keys()
+        arguments = {k: v for k, v in arguments.items() if k in for_model or k not in for_data}
     model = recipe.build_model(
         input_shape=split.input_shape,
         **outputs,
-        **run.arguments,
+        **arguments,
         learning_rate=run.learning_rate,
         seed=run.seed,
     )
     # One call for a whole epoch: on small models the calls from Python cost more than the steps.
     model.steps_per_execution = steps_per_epoch(split.train, run.batch_size)
     return model
+
+
+def _named_by(function, arguments):
+    """Return those of the keyword arguments that `function` names."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in arguments.items() if name in names}
 
 
 def steps_per_epoch(train, batch_size):
