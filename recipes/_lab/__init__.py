@@ -9,6 +9,7 @@ A recipe hands over its file; everything that it claims and builds is read from 
     statistics.py    paired differences, Holm's correction, verdicts
     report.py        the table, report.json and the CSV files
     picture.py       the PNG
+    tuning/          finds the learning rate of every variant
     command_line.py  the arguments, the same for every recipe
 """
 

@@ -11,12 +11,15 @@ from rich.console import Console
 
 import data
 from recipes._lab import bench, picture, record, report
-from recipes._lab.errors import UserError
+from recipes._lab.errors import SearchFailed, UserError
 from recipes._lab.recipe import Recipe, choose
 from recipes._lab.runs import RunFolder, check_writable
+from recipes._lab.tuning import command as tuning
 
 QUICK = {"epochs": 2, "samples": 200}
 QUICK_SEEDS = 2
+QUICK_NOTE = "QUICK: a smoke run. Its numbers say that the program works, nothing more."
+FAILED = 1
 USER_ERROR = 2
 INTERRUPTED = 130  # What a shell reports for a program that Ctrl-C ended.
 
@@ -29,6 +32,9 @@ def main(path, arguments=None):
     except (UserError, data.DataError) as error:
         print(error, file=sys.stderr)
         return USER_ERROR
+    except SearchFailed as failure:
+        print(failure, file=sys.stderr)
+        return FAILED
     except bench.Interrupted as interruption:
         print(
             f"Interrupted: {interruption.finished} of {interruption.total} runs are finished and "
@@ -41,6 +47,9 @@ def main(path, arguments=None):
 def _run(recipe, options):
     experiments = _choose_experiments(recipe, options)
     check_writable("--out", options.out)
+    if options.tune:
+        notes = [QUICK_NOTE] if options.quick else []
+        return tuning.tune(recipe, experiments, options, notes)
     if options.tensorboard:
         check_writable("--tensorboard", options.tensorboard)
     runs = bench.plan(recipe, experiments, options.seeds)
@@ -103,7 +112,7 @@ def _notes(options, recipe):
     """Say what a reader of the report must know before its numbers."""
     notes = []
     if options.quick:
-        notes.append("QUICK: a smoke run. Its numbers say that the program works, nothing more.")
+        notes.append(QUICK_NOTE)
     if options.learning_rate is not None:
         notes.append("One learning rate for all variants: this compares learning rates as well.")
     elif options.data and all(e.data != options.data for e in recipe.experiments.values()):
@@ -139,10 +148,12 @@ def _parse(recipe, arguments):
     add("--tensorboard", type=_folder, metavar="DIR", help="also write the curves for TensorBoard")
     # For who maintains the recipes: a whole run becomes the result in the recipe's card.
     add("--record", action="store_true", help=argparse.SUPPRESS)
+    tuning.add_options(parser.add_argument_group("learning-rate search"), _count)
     options = parser.parse_args(arguments)
     given = {name for name, value in vars(options).items() if value not in (None, False)}
     if options.record and given - {"record", "jobs", "out", "fresh", "json"}:
         raise UserError("--record takes the recipe as it is: give it no other options than --out.")
+    tuning.complete(options)
     if options.seeds is None:
         options.seeds = QUICK_SEEDS if options.quick else 5
     if options.jobs is None:
