@@ -60,6 +60,19 @@ def build_model(
     return model
 
 
+def tunable_model(hp):
+    """Build the model that Keras Tuner asks for, with both dropout rates and the learning rate.
+
+    `keras_tuner.RandomSearch(tunable_model, objective="val_loss", max_trials=30)`, and likewise
+    `BayesianOptimization` and `Hyperband`.
+    """
+    return build_model(
+        input_rate=hp.Float("input_rate", 0.0, 0.4, step=0.1),
+        hidden_rate=hp.Float("hidden_rate", 0.0, 0.8, step=0.1),
+        learning_rate=hp.Float("learning_rate", 1e-3, 1.0, sampling="log"),
+    )
+
+
 def predict_with_masks(model, x, passes=MONTE_CARLO_PASSES):
     """Return class probabilities under `passes` random masks, shape `(passes, samples, classes)`.
 

@@ -4,16 +4,20 @@ import contextlib
 import os
 import sys
 import warnings
+from pathlib import Path
 
 import joblib
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from recipes._lab.errors import UserError
+from recipes._lab.recipe import code_fingerprint, load_module
 from recipes._lab.runs import DamagedRun, Run
 
 # Seeds that report take no part in choosing learning rates: the search has seeds of its own.
 FIRST_REPORT_SEED = 0
 FIRST_TUNING_SEED = 1000
+CLUSTER_SECONDS = 10  # How long a Dask scheduler may take to answer.
 
 
 class Interrupted(Exception):
@@ -53,13 +57,14 @@ def plan(recipe, experiments, seeds):
     ]
 
 
-def execute(runs, folder, jobs=1, fresh=False, show_progress=True):
+def execute(runs, folder, jobs=1, cluster=None, fresh=False, show_progress=True):
     """Return the results of `runs`, a dictionary from run key to result; train what is missing.
 
     Args:
         runs: List of `Run`.
         folder: A `RunFolder`. Every run is written to it as soon as it is finished.
         jobs: Int, number of processes that train side by side. 1 trains in this process.
+        cluster: String, the address of a Dask scheduler whose workers train instead.
         fresh: Whether to train runs again that are finished.
         show_progress: Whether to draw a progress bar, where standard error is a terminal.
 
@@ -82,7 +87,7 @@ def execute(runs, folder, jobs=1, fresh=False, show_progress=True):
     with progress_bar(show_progress and bool(missing)) as progress:
         task = progress.add_task("training", total=total, completed=total - len(missing))
         try:
-            for run, result in _train_all(missing, min(jobs, len(missing))):
+            for run, result in _train_all(missing, min(jobs, len(missing)), cluster):
                 folder.write(run, result)
                 results[run.key] = result
                 progress.update(task, advance=1, description=run.describe())
@@ -126,7 +131,10 @@ def silent_standard_error():
         os.close(null)
 
 
-def _train_all(runs, jobs):
+def _train_all(runs, jobs, cluster=None):
+    if cluster and runs:
+        yield from _train_on_cluster(runs, cluster)
+        return
     if jobs <= 1:
         yield from map(_train, runs)
         return
@@ -138,6 +146,48 @@ def _train_all(runs, jobs):
             yield from parallel(joblib.delayed(_train)(run) for run in runs)
         finally:
             joblib.externals.loky.get_reusable_executor().shutdown(wait=True, kill_workers=True)
+
+
+def _train_on_cluster(runs, address):
+    try:
+        from dask.distributed import Client
+    except ImportError:
+        raise UserError(
+            "--cluster needs Dask: pip install 'keras-training-recipes[cluster]'"
+        ) from None
+    try:
+        client = Client(address, timeout=CLUSTER_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            "--cluster must be the address of a Dask scheduler, such as tcp://10.0.0.1:8786. "
+            f"Received: {address} ({error})"
+        ) from None
+    with client, joblib.parallel_config("dask", client=client):
+        if not client.nthreads():
+            raise UserError(f"The Dask scheduler at {address} has no workers.")
+        parallel = joblib.Parallel(
+            return_as="generator_unordered", batch_size=1, pre_dispatch="all"
+        )
+        yield from parallel(joblib.delayed(_train_for_cluster)(run, run.key) for run in runs)
+
+
+def _train_for_cluster(run, key):
+    """Train a run on a worker of Dask, where that gives the same digits as here."""
+    from dask.distributed import get_worker
+
+    worker = get_worker()
+    if worker.state.nthreads > 1:
+        raise UserError(
+            f"Dask's worker {worker.address} has {worker.state.nthreads} threads, and Keras can "
+            "train in one only. Start it with --nthreads 1, and more of them with --nworkers."
+        )
+    source = Path(load_module(run.recipe_path).__file__).read_text(encoding="utf-8")
+    if run.key != key or code_fingerprint(source) != run.fingerprint:
+        raise UserError(
+            f"Dask's worker {worker.address} has another version of the recipe, of this project "
+            "or of its packages than this machine: its results could not be compared."
+        )
+    return _train(run)
 
 
 def progress_bar(visible):

@@ -54,7 +54,11 @@ def _run(recipe, options):
         check_writable("--tensorboard", options.tensorboard)
     runs = bench.plan(recipe, experiments, options.seeds)
     results = bench.execute(
-        runs, RunFolder(options.out / "runs"), jobs=options.jobs, fresh=options.fresh
+        runs,
+        RunFolder(options.out / "runs"),
+        jobs=options.jobs,
+        cluster=options.cluster,
+        fresh=options.fresh,
     )
     summary = report.summarize(recipe, experiments, runs, results, notes=_notes(options, recipe))
     report.write(summary, runs, results, options.out)
@@ -141,6 +145,7 @@ def _parse(recipe, arguments):
     add("--variants", nargs="+", metavar="NAME", help=", ".join(recipe.variants))
     add("--learning-rate", type=_rate, metavar="RATE", help="one rate for all variants")
     add("--jobs", type=_count, metavar="N", help="processes side by side (default: all cores)")
+    add("--cluster", metavar="ADDRESS", help="train on the workers of this Dask scheduler")
     add("--out", type=_folder, metavar="DIR", help=f"results (default: runs/{recipe.name})")
     add("--fresh", action="store_true", help="train again what is finished")
     add("--quick", action="store_true", help="a smoke run of seconds; its numbers mean nothing")

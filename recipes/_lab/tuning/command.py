@@ -39,8 +39,8 @@ def complete(options):
         if given:
             raise UserError(f"{_flag(given[0])} is an option of --tune.")
         return
-    for name in ("seeds", "jobs", "learning_rate", "tensorboard"):
-        if getattr(options, name, None) is not None:
+    for name in ("seeds", "jobs", "cluster", "learning_rate", "tensorboard"):
+        if getattr(options, name) is not None:
             raise UserError(f"{_flag(name)} has no meaning with --tune.")
     defaults = {**DEFAULTS, **QUICK} if options.quick else DEFAULTS
     for name, value in defaults.items():
