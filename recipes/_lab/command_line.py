@@ -158,6 +158,7 @@ def _parse(recipe, arguments):
     given = {name for name, value in vars(options).items() if value not in (None, False)}
     if options.record and given - {"record", "jobs", "out", "fresh", "json"}:
         raise UserError("--record takes the recipe as it is: give it no other options than --out.")
+    options.sweep = options.sweep or options.record  # A card speaks of all experiments.
     tuning.complete(options)
     if options.seeds is None:
         options.seeds = QUICK_SEEDS if options.quick else 5

@@ -24,7 +24,7 @@ CARD_SECTIONS = (
 
 # These reach a run as arguments, so that adding a claim or storing a learning rate trains nothing
 # again that it does not change.
-DATA_OF_A_RECIPE = ("VARIANTS", "EXPERIMENTS", "CLAIMS", "SYMPTOMS")
+DATA_OF_A_RECIPE = ("VARIANTS", "EQUAL_START", "EXPERIMENTS", "CLAIMS", "SYMPTOMS")
 
 
 @dataclass(frozen=True)

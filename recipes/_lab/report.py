@@ -273,9 +273,9 @@ def staging(experiment):
 def _experiment_table(name, experiment, summary):
     """One line a variant; narrow enough for a terminal of 80 columns."""
     score = main_metric(experiment)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("variant", no_wrap=True)
-    for heading in ("learning\nrate", "train", "validation", "test", "test difference", "s"):
+    for heading in ("rate", "train", "validation", "test", "test difference", "seconds"):
         table.add_column(heading, justify="right", no_wrap=True)
     for variant, entry in experiment["variants"].items():
         difference = entry["differences"].get(f"test_{score}")
