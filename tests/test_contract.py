@@ -79,10 +79,10 @@ def test_layers_of_equal_shape_start_from_different_weights(path):
     recipe = Recipe(path)
     experiment = next(iter(recipe.experiments.values()))
     (model,) = build_variants(recipe, experiment, [experiment.baseline]).values()
-    kernels = [np.array(w) for w in model.trainable_weights if np.ptp(w) > 0 and len(w.shape) > 1]
+    kernels = [w.numpy() for w in model.trainable_weights if len(w.shape) > 1]
     for index, kernel in enumerate(kernels):
         for other in kernels[index + 1 :]:
-            assert kernel.shape != other.shape or not np.array_equal(kernel, other)
+            assert kernel.shape != other.shape or np.ptp(kernel) == 0 or (kernel != other).any()
 
 
 @each_recipe
@@ -166,4 +166,4 @@ def test_importing_the_package_is_light():
     output = subprocess.run(
         [sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True
     )
-    assert output.stdout.strip() == "[]"
+    assert output.stdout.strip() == "set()"
