@@ -57,6 +57,7 @@ DATASETS = {
     "wine": _classification(3, (13,), 98, 40, 40, standardized=True),
     "mnist1d": _classification(10, (40,), 4000, 1000, 1000),
     "mnist5k": _classification(10, (28, 28), 3000, 1000, 1000, pixel_maximum=255),
+    "xor": _classification(2, (2,), 1000, 500, 500),
     "fashion_mnist": _classification(10, (28, 28), 50_000, 10_000, 10_000, **_download),
     "mnist": _classification(10, (28, 28), 50_000, 10_000, 10_000, **_download),
     "cifar10": _classification(10, (32, 32, 3), 45_000, 5_000, 10_000, **_download),

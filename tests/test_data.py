@@ -21,7 +21,7 @@ import data
 from data import DATASETS, DataError, _sources, load, names
 
 REPOSITORY = Path(data.__file__).parents[1]
-CLASSIFICATION = ["digits", "breast_cancer", "wine", "mnist1d", "mnist5k"]
+CLASSIFICATION = ["digits", "breast_cancer", "wine", "mnist1d", "mnist5k", "xor"]
 TABLES = ["diabetes", "breast_cancer", "wine"]
 NO_NETWORK = [name for name in names() if not DATASETS[name].needs_network]
 PARTS = ["train", "validation", "test"]
@@ -75,7 +75,20 @@ def published(mnist1d_made):
             np.concatenate([made["y"], made["y_test"]]),
         ),
         "mnist5k": (mnist5k[:, :-1].reshape(-1, 28, 28), mnist5k[:, -1]),
+        "xor": xor_point_by_point(),
     }
+
+
+def xor_point_by_point():
+    generator = np.random.default_rng(314159)
+    corners = [((-1, -1), 0), ((1, -1), 1), ((-1, 1), 1), ((1, 1), 0)]
+    rows = [
+        ([sign + 0.5 * generator.standard_normal() for sign in signs], label)
+        for _ in range(500)
+        for signs, label in corners
+    ]
+    x, y = zip(*rows, strict=True)
+    return np.array(x, np.float32), np.array(y)
 
 
 def row_numbers(split, published):
@@ -206,6 +219,28 @@ def test_mnist1d_is_made_once_with_the_settings_of_its_authors(mnist1d_made):
 
     defaults = get_dataset_args(as_dict=True)
     assert {**arguments, "num_samples": None} == {**defaults, "num_samples": None}
+
+
+def test_xor_is_four_round_clouds_whose_signs_decide_the_class(published):
+    x, y = published["xor"]
+    signs = np.array([(-1, -1), (1, -1), (-1, 1), (1, 1)])
+    for number, (center, label) in enumerate(zip(signs, (0, 1, 1, 0), strict=True)):
+        cloud = x[number::4]
+        assert set(y[number::4]) == {label}
+        np.testing.assert_allclose(cloud.mean(axis=0), center, atol=5 * 0.5 / np.sqrt(500))
+        np.testing.assert_allclose(np.cov(cloud.T), 0.25 * np.eye(2), atol=5 * 0.25 / np.sqrt(250))
+    # The right answer is the likeliest for .9555 of all points, the normal tail being .0228.
+    right = np.mean((x[:, 0] * x[:, 1] < 0) == y)
+    assert right == pytest.approx(0.9555, abs=5 * np.sqrt(0.9555 * 0.0445 / 2000))
+
+
+def test_no_line_separates_xor(published):
+    """Tries lines at every angle and offset: the best has .695 of such points on its right side."""
+    x, y = published["xor"]
+    angles = np.linspace(0, 2 * np.pi, 361)
+    along = x @ np.stack([np.cos(angles), np.sin(angles)])
+    shares = [np.mean((along > offset) == y[:, None], axis=0) for offset in np.arange(-3, 3, 0.05)]
+    assert np.max(shares) == pytest.approx(0.695, abs=0.02)
 
 
 @pytest.mark.parametrize("name", TABLES)
