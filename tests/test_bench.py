@@ -1,5 +1,6 @@
 """The bench: fair runs, a cache that can be trusted, and a command line that never shows a traceback."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -157,6 +158,20 @@ def test_one_output_counts_as_two_classes():
         expected = np.mean((split.test.x @ kernel + bias > 0)[:, 0] == split.test.y)
         accuracy = training.Evaluation(model, split).measure("test")["test_accuracy"]
         np.testing.assert_allclose(accuracy, expected, atol=1e-9)
+
+
+def test_one_hot_labels_are_measured_like_integers():
+    integers = data.load("digits", samples=100)
+    one_hot = dataclasses.replace(
+        integers, train=data.Part(integers.train.x, np.eye(10, dtype="float32")[integers.train.y])
+    )
+    model = keras.Sequential(
+        [keras.Input((8, 8)), keras.layers.Flatten(), keras.layers.Dense(10, "softmax")]
+    )
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy())
+    expected = training.Evaluation(model, integers).measure("train")
+    model.compile(loss=keras.losses.CategoricalCrossentropy())
+    assert training.Evaluation(model, one_hot).measure("train") == pytest.approx(expected, rel=1e-5)
 
 
 # Dropout, exactly.

@@ -162,7 +162,7 @@ class Evaluation:
             lambda x, y: self._outputs_and_loss(model, x, y),
             input_signature=[
                 tf.TensorSpec((None, *split.input_shape), split.train.x.dtype),
-                tf.TensorSpec((None,), split.train.y.dtype),
+                tf.TensorSpec((None, *split.train.y.shape[1:]), split.train.y.dtype),
             ],
             autograph=False,
         )
@@ -195,7 +195,8 @@ class Evaluation:
         """Return the fraction predicted rightly, or the mean squared error."""
         if self.split.task == "regression":
             return float(np.mean((outputs.reshape(len(y)) - y) ** 2))
-        return float(np.mean(self._predicted_classes(outputs) == y))
+        classes = y.argmax(axis=-1) if y.ndim == 2 else y  # `prepare` may have made them one-hot.
+        return float(np.mean(self._predicted_classes(outputs) == classes))
 
     def _predicted_classes(self, outputs):
         if outputs.shape[-1] > 1:
