@@ -408,6 +408,11 @@ def _is_first_replica():
     return tf.get_static_value(replica) == 0
 
 
+def _snapshot(variables):
+    # keras.ops.convert_to_tensor returns the variable, whose value changes.
+    return [tf.convert_to_tensor(variable) for variable in variables]
+
+
 def _sum_over_replicas(gradients):
     replicas = tf.distribute.get_replica_context()
     if replicas.num_replicas_in_sync == 1:

@@ -407,6 +407,11 @@ def _is_first_replica():
     return tf.get_static_value(replica) == 0
 
 
+def _snapshot(variables):
+    # keras.ops.convert_to_tensor returns the variable, whose value changes.
+    return [tf.convert_to_tensor(variable) for variable in variables]
+
+
 def _sum_over_replicas(gradients):
     replicas = tf.distribute.get_replica_context()
     if replicas.num_replicas_in_sync == 1:
@@ -557,9 +562,9 @@ class UpdateRatios(_StepRecorder):
         return self._values(0)[0]["update_ratio"]
 
     def _measure(self, optimizer, gradients, variables, apply):
-        old = [keras.ops.convert_to_tensor(variable) for variable in variables]
+        old = _snapshot(variables)
         apply()
-        new = [keras.ops.convert_to_tensor(variable) for variable in variables]
+        new = _snapshot(variables)
         moves = [_widened(after) - _widened(before) for before, after in zip(old, new, strict=True)]
         squares = _sums_of_squares([*old, *moves])
         return {"weights": squares[: len(variables)], "moves": squares[len(variables) :]}
