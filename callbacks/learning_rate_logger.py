@@ -36,10 +36,9 @@ class LearningRateLogger(keras.callbacks.Callback):
     steps inside one execution are there too when `steps_per_execution` is above 1. An epoch
     without any update logs `nan`.
 
-    The rate is read at the moment in which the step starts, after every callback had its turn:
-    the place of this callback in the list does not matter. (With JAX it is read in
-    `on_train_batch_begin`; there, place it after callbacks that change the rate in that hook.)
-    `ReduceLROnPlateau` and `LearningRateScheduler` write the same value under the same key.
+    The rate is read when every callback had its turn and the step is about to start, so the place
+    of this callback in the list does not matter. `ReduceLROnPlateau` and
+    `LearningRateScheduler` write the same value under the same key.
 
     What is kept belongs to the optimizer's count: a `fit` that begins at step n keeps the rows
     before n, in the arrays as in the file, and drops the others. So a second `fit`, or a run
@@ -82,6 +81,7 @@ class LearningRateLogger(keras.callbacks.Callback):
         self._epoch = 0
         self._steps_before_epoch = 0
         self._starts_fit = True
+        self._follows_history = False
         self._pending = []  # (iterations before the execution, rate or schedule), on the device
         self._steps = []
         self._learning_rates = []
@@ -113,6 +113,18 @@ class LearningRateLogger(keras.callbacks.Callback):
         self._longest_execution = self.model.steps_per_execution
         self._eager = self.model.run_eagerly
         self._starts_fit = True
+        # Callbacks further down the list may still set the rate in `on_train_batch_begin`. `fit`
+        # adds a new History after all of them: what is called in its place sees their last word.
+        history = getattr(self.model, "history", None)
+        self._follows_history = history is not None and history.params is self.params
+        if self._follows_history:
+            others = history.on_train_batch_begin  # Its own, or another logger's.
+
+            def record(batch, logs=None):
+                others(batch, logs)
+                self._record()
+
+            history.on_train_batch_begin = record
 
     def on_epoch_begin(self, epoch, logs=None):
         self._flush()
@@ -120,20 +132,8 @@ class LearningRateLogger(keras.callbacks.Callback):
         self._steps_before_epoch = len(self._steps)
 
     def on_train_batch_begin(self, batch, logs=None):
-        if keras.backend.backend() == "jax":  # Its variables are empty inside the train function.
+        if not self._follows_history:
             self._record()
-            return
-        # Callbacks further down the list may still change the rate in this hook. The train
-        # function is what runs next, so it is replaced for this one call by one that looks first.
-        model = self.model
-        train_function = model.train_function
-
-        def record_then_train(*arguments):
-            model.train_function = train_function
-            self._record()
-            return train_function(*arguments)
-
-        model.train_function = record_then_train
 
     def on_epoch_end(self, epoch, logs=None):
         self._flush()
@@ -142,21 +142,22 @@ class LearningRateLogger(keras.callbacks.Callback):
             logs["learning_rate"] = float(used[-1]) if used else float("nan")
 
     def on_train_end(self, logs=None):
+        if self._follows_history:
+            vars(self.model.history).pop("on_train_batch_begin", None)
         if self._writer is not None:
             self._writer.close()
         self._writer = None
-        self._compiled_schedule = None
 
     def _record(self):
         if len(self._pending) >= MAXIMUM_PENDING:
             self._flush()
-        optimizer = self._optimizer
+        optimizer = _innermost_optimizer(self.model)
         # Private attributes, because the public ones evaluate the schedule at once and divide
-        # the count by `gradient_accumulation_steps`. A copy on the device waits for nothing.
+        # the count by `gradient_accumulation_steps`.
         rate = optimizer._learning_rate
         if not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-            rate = ops.copy(optimizer.learning_rate)
-        self._pending.append((ops.copy(optimizer._iterations), rate))
+            rate = _copy_on_device(optimizer.learning_rate)
+        self._pending.append((_copy_on_device(optimizer._iterations), rate))
 
     def _flush(self):
         """Reads what has been recorded, and writes it where it was asked for."""
@@ -250,6 +251,18 @@ def _rows_before(path, step):
 
 
 # --- TensorFlow, because Keras has no word for compiling a function or for writing summaries -----
+
+
+def _copy_on_device(value):
+    """Returns what a variable holds now, without waiting for it."""
+    if keras.backend.backend() == "tensorflow" and isinstance(value, keras.Variable):
+        import tensorflow as tf
+
+        variable = value.value
+        if not isinstance(variable, tf.distribute.DistributedValues):
+            # The same as `ops.copy` at a quarter of its cost, which counts at every step.
+            return tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
+    return ops.copy(value)
 
 
 def _compile_over_steps(schedule):

@@ -151,6 +151,29 @@ def test_epoch_logs_agree_with_the_callbacks_of_keras(other, logger_first, model
     assert len(set(alone)) > 1
 
 
+def test_two_loggers_and_a_loop_without_fit(model):
+    first, second = LearningRateLogger(), LearningRateLogger()
+    rates = [2.0**-power for power in range(8)]
+    history = fit(model, [first, Rates("on_train_batch_begin", rates), second])
+    np.testing.assert_array_equal(first.learning_rates, rates)
+    np.testing.assert_array_equal(second.learning_rates, rates)
+    assert "on_train_batch_begin" not in vars(history)
+
+    # Without the History of a `fit`, even if the model has an old one.
+    alone = LearningRateLogger()
+    callbacks = keras.callbacks.CallbackList([alone], model=model)
+    callbacks.on_train_begin()
+    callbacks.on_epoch_begin(0)
+    for batch, rate in enumerate([0.5, 0.25]):
+        model.optimizer.learning_rate = rate
+        callbacks.on_train_batch_begin(batch)
+        model.train_on_batch(np.ones((2, 1)), np.ones((2, 1)))
+        callbacks.on_train_batch_end(batch)
+    callbacks.on_epoch_end(0)
+    np.testing.assert_array_equal(alone.steps, [8, 9])
+    np.testing.assert_array_equal(alone.learning_rates, [0.5, 0.25])
+
+
 def test_accumulation_has_one_row_an_update_with_the_rate_at_its_last_batch():
     logger, weights = LearningRateLogger(), Weights()
     model = build_model(optimizer=keras.optimizers.SGD(decay, gradient_accumulation_steps=3))
