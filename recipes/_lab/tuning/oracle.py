@@ -3,10 +3,12 @@
 import json
 import threading
 import time
+import warnings
 
 import keras_tuner
 from keras_tuner.src.engine.metrics_tracking import MetricsTracker
 from keras_tuner.src.engine.trial import Trial, TrialStatus
+from sklearn.exceptions import ConvergenceWarning
 
 from recipes._lab.runs import write_text
 from recipes._lab.tuning.search import finished_trial, rounded
@@ -25,8 +27,8 @@ class SearchOracle(keras_tuner.Oracle):
 
     What a trial is depends on the search and on finished trials alone, never on what happened on
     the way. So only finished trials are stored, each in one step, and reading them back is all
-    that it takes to go on after a kill. `oracle.json` is written for Keras Tuner's own classes,
-    and never read here.
+    that it takes to go on after a kill. `oracle.json` is made from them, for Keras Tuner's own
+    classes, and never read here.
 
     Args:
         search: A `Search`. Trials of it that are finished on disk are not handed out again.
@@ -44,10 +46,13 @@ class SearchOracle(keras_tuner.Oracle):
         self.verbose = 0
         self.finished = {}  # Index to `FinishedTrial`.
         self._handed_out = {}  # Index to the time.
+        self._proposed = {}  # Number of the rate to the rate; only Bayesian search takes long.
         self._longest = 0.0
         self._set_project_dir(str(search.parent), search.name)
         for index, state in search.read_states().items():
             self._keep(index, Trial.from_state(state))
+        if self.finished:
+            self.save()  # A kill may have come between a trial and this file, or damaged it.
 
     @property
     def is_finished(self):
@@ -109,7 +114,7 @@ class SearchOracle(keras_tuner.Oracle):
 
     def save(self):
         """Write what Keras Tuner's own classes need to open the project."""
-        write_text(self.search.folder / "oracle.json", json.dumps(self.get_state()))
+        write_text(self.search.oracle_file, json.dumps(self.get_state()))
         tuner_file = self.search.folder / "tuner0.json"
         if not tuner_file.exists():
             write_text(tuner_file, json.dumps({}))
@@ -195,7 +200,9 @@ class SearchOracle(keras_tuner.Oracle):
         if None in earlier:
             return None
         by_rate = [earlier[start : start + seeds] for start in range(0, len(earlier), seeds)]
-        return propose_rate(self.search, by_rate)
+        if number not in self._proposed:
+            self._proposed[number] = propose_rate(self.search, by_rate)
+        return self._proposed[number]
 
 
 def declare_hyperparameters(search, space):
@@ -245,7 +252,10 @@ def propose_rate(search, by_rate):
         trial = Trial(space, trial_id=str(number), status=TrialStatus.COMPLETED)
         trial.score = sum(trial.score for trial in trials) / len(trials)
         oracle.trials[trial.trial_id] = trial
-    values = oracle.populate_space(str(len(by_rate)))["values"]
+    with warnings.catch_warnings():
+        # A handful of scores says little about how smooth they are, and the fit complains.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        values = oracle.populate_space(str(len(by_rate)))["values"]
     rate = rounded(values["learning_rate"])
     while rate in tried:
         # The same seeds would give the same scores again.

@@ -204,7 +204,11 @@ def lines_for_recipe(experiment, found):
     rates = {
         variant: best.get(variant) or rate for variant, rate in experiment.learning_rates.items()
     }
-    lines = [f'            "{variant}": {rate!r},' for variant, rate in rates.items()]
+    lines = [
+        f'            "{variant}": {rate!r},'
+        + ("" if best.get(variant, rate) else "  # No rate found: this one is as it was.")
+        for variant, rate in rates.items()
+    ]
     return "\n".join(['        "learning_rates": {', *lines, "        },"])
 
 

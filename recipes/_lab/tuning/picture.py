@@ -18,7 +18,8 @@ def draw(summary, path):
     rows = -(-len(experiments) // columns)
     figure = Figure(figsize=(7.2 * columns, 4.6 * rows + 0.6), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-    title = " ".join([summary["title"], *(f"({note})" for note in summary["notes"])])
+    title = f"{summary['title']}: the learning rate of each variant"
+    title = " ".join([title, *(f"({note})" for note in summary["notes"])])
     figure.suptitle(title, fontsize=15, fontweight="bold", x=0.01, ha="left", wrap=True)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for one, (name, experiment) in zip(axes, experiments.items(), strict=False):
@@ -43,13 +44,15 @@ def _draw_experiment(axes, name, experiment, summary):
     ]
     low, high = (min(scores), max(scores)) if scores else (0.0, 1.0)
     margin = 0.06 * (high - low) or 1.0
-    # Intervals of few seeds are wide; the axis shows what was measured.
-    axes.set_ylim(low - 2 * margin, high + margin)
+    # Intervals of few seeds are wide; the axis shows what was measured. Crosses for what diverged
+    # stand at its bad end.
+    bad_end = (high + margin, margin / 3) if metric == "rmse" else (low - margin, -margin / 3)
+    axes.set_ylim(min(low, bad_end[0]) - margin, max(high, bad_end[0]) + margin)
     for number, (variant, found) in enumerate(experiment["variants"].items()):
         color = colors[variant]
         # Side by side, so that no interval hides another.
         shift = 1.0 + 0.03 * (number - (len(colors) - 1) / 2)
-        _draw_variant(axes, found, metric, color, shift, low - margin)
+        _draw_variant(axes, found, metric, color, shift, bad_end)
         best = f"best {found['best']:g}" if found["best"] else "none trains"
         axes.plot([], [], "o-", color=color, label=f"{variant.replace('_', ' ')}: {best}")
     axes.plot([], [], "*", color="black", markersize=13, label="best")
@@ -66,7 +69,7 @@ def _draw_experiment(axes, name, experiment, summary):
     axes.grid(alpha=0.25, linewidth=0.6)
 
 
-def _draw_variant(axes, found, metric, color, shift, bottom):
+def _draw_variant(axes, found, metric, color, shift, bad_end):
     rates = [rate["learning_rate"] * shift for rate in found["rates"]]
     entries = list(zip(rates, found["rates"], strict=True))
     means = [report.scale(entry["mean"], metric) for entry in found["rates"]]
@@ -83,11 +86,6 @@ def _draw_variant(axes, found, metric, color, shift, bottom):
         values = [report.scale(score, metric) for score in finite]
         axes.plot([rate] * len(values), values, ".", color=color, markersize=3, alpha=0.7)
         # The more seeds diverged, the more crosses.
-        heights = [bottom - 0.35 * _twentieth(axes) * i for i in range(entry["diverged"])]
+        start, step = bad_end
+        heights = [start + step * seed for seed in range(entry["diverged"])]
         axes.plot([rate] * len(heights), heights, "x", color=color, markersize=7)
-
-
-def _twentieth(axes):
-    """Return a twentieth of the height of the axes, in their unit."""
-    low, high = axes.get_ylim()
-    return (high - low) / 20

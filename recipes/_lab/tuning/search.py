@@ -116,6 +116,19 @@ class Search:
         """Where Keras Tuner keeps a trial."""
         return self.folder / f"trial_{self.trial_id(index)}" / "trial.json"
 
+    @property
+    def oracle_file(self):
+        """What Keras Tuner's own classes read, beside the trials."""
+        return self.folder / "oracle.json"
+
+    def is_finished(self):
+        """Return whether every trial is finished, and Keras Tuner's own classes can see it."""
+        try:
+            listed = json.loads(self.oracle_file.read_bytes())["end_order"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return len(listed) == len(self.read_states()) == self.total
+
     def run_of(self, learning_rate, seed):
         """Return the `Run` that a trial trains."""
         return replace(self.run, learning_rate=learning_rate, seed=seed, measure=False)

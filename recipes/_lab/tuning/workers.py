@@ -11,7 +11,6 @@ from concurrent import futures
 
 from recipes._lab import bench
 from recipes._lab.errors import SearchFailed, UserError
-from recipes._lab.tuning.search import read_trials
 
 CHIEF_VARIABLES = ("KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
 
@@ -63,7 +62,7 @@ def execute(searches, workers=0, fresh=False, callbacks=(), show_progress=True):
     if fresh:
         for search in searches:
             shutil.rmtree(search.folder, ignore_errors=True)
-    if all(len(read_trials(search)) == search.total for search in searches):
+    if all(search.is_finished() for search in searches):
         return
     with bench.silent_standard_error():
         import keras
