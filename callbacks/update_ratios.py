@@ -397,8 +397,9 @@ class _Tape:
 
 def _untracked_variable(value):
     # Under tf.distribute the first replica alone writes, to its own copy.
+    # A `tf.function` that creates a variable is traced twice, unless lifting is off.
     with tf.init_scope():
-        variable = tf.Variable(value, trainable=False)
+        variable = tf.Variable(value, trainable=False, experimental_enable_variable_lifting=False)
     return tf.distribute.get_strategy().experimental_local_results(variable)[0]
 
 

@@ -5,12 +5,14 @@ import json
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 
 import data
+from callbacks import GradientNorms, LearningRateLogger
 from recipes import dropout
 from recipes._lab import bench, command_line, training
 from recipes._lab.recipe import Recipe, code_fingerprint, parse_card
@@ -92,6 +94,23 @@ def test_model_trains_on_the_batches_in_that_order(tiny):
     logits = x @ kernel + bias
     errors = np.exp(logits) / np.exp(logits).sum(1, keepdims=True) - np.eye(10)[y]
     np.testing.assert_allclose(model.get_weights()[0], kernel - 0.5 * x.T @ errors / 25, atol=1e-6)
+
+
+def test_training_step_is_traced_once(tiny):
+    """TensorFlow traces twice what creates a variable, which takes as long as the training."""
+    run = bench.plan(tiny, [tiny.experiments["digits"]], seeds=1)[0]
+    split = training.load(run)
+
+    def build_with_slots(**arguments):
+        model = tiny.module.build_model(**arguments)
+        model.compile(keras.optimizers.Adam(), model.loss)
+        model.train_step = lambda data: traced.append(1) or type(model).train_step(model, data)
+        return model
+
+    traced = []
+    model = training.build(SimpleNamespace(build_model=build_with_slots), split, run)
+    training.fit(model, split, run, callbacks=[GradientNorms(), LearningRateLogger()])
+    assert len(traced) == 1
 
 
 def test_rate_zero_trains_exactly_like_a_network_without_dropout_layers():

@@ -112,6 +112,8 @@ def build(recipe, split, run):
         learning_rate=run.learning_rate,
         seed=run.seed,
     )
+    # Slots that the first training step had to create would make TensorFlow trace it twice.
+    model.optimizer.build(model.trainable_variables)
     # One call for a whole epoch: on small models the calls from Python cost more than the steps.
     model.steps_per_execution = steps_per_epoch(split.train, run.batch_size)
     return model
