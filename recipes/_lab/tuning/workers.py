@@ -18,7 +18,7 @@ CHIEF_VARIABLES = ("KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_OR
 # seconds at least, and so many times the longest trial yet.
 PATIENCE_SECONDS = 600
 PATIENCE_FACTOR = 10
-# How long workers have to come and hear that nothing is left to do.
+# How long a chief stays for workers that have not heard that nothing is left to do.
 FAREWELL_SECONDS = 10
 # A worker that dies so often in a row, while no trial gets finished, is not started again.
 DEATHS_IN_A_ROW = 3
@@ -211,11 +211,10 @@ class Chief:
             )
 
     def _say_farewell(self):
+        """Stay until every worker that ever called has heard that nothing is left to do."""
         end = time.monotonic() + FAREWELL_SECONDS
         while self.queue.tuner_ids and time.monotonic() < end:
             time.sleep(POLL_SECONDS)
-        for process in self.processes.values():
-            process.join(max(0.0, end - time.monotonic()))
 
 
 def _work_for_parent(name, ip, port, searches):
