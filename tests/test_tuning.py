@@ -539,9 +539,11 @@ def test_damaged_trial_is_reported_and_trained_again(recipe, tmp_path, capsys, d
     drive(open_queue(one))
     before = stored(one)
     path = one.trial_file(2)
+    assert one.is_finished()
     text = path.read_text()
     assert damage(text) != text
     path.write_text(damage(text))
+    assert not one.is_finished()
     queue = open_queue(one)
     assert capsys.readouterr().err == f"{path} is damaged; training it again.\n"
     assert queue.finished == one.total - 1

@@ -47,7 +47,7 @@ class SearchOracle(keras_tuner.Oracle):
         self.finished = {}  # Index to `FinishedTrial`.
         self._handed_out = {}  # Index to the time.
         self._proposed = {}  # Number of the rate to the rate; only Bayesian search takes long.
-        self._longest = 0.0
+        self.longest_trial = 0.0  # Seconds from handing it out to its end.
         self._set_project_dir(str(search.parent), search.name)
         for index, state in search.read_states().items():
             self._keep(index, Trial.from_state(state))
@@ -102,7 +102,7 @@ class SearchOracle(keras_tuner.Oracle):
         trial.status = TrialStatus.COMPLETED
         self.score_trial(trial)
         index = self._index(trial)
-        self._longest = max(self._longest, time.monotonic() - self._handed_out[index])
+        self.longest_trial = max(self.longest_trial, time.monotonic() - self._handed_out[index])
         self._save_trial(trial)
         self._keep(index, trial)
         self.save()
@@ -168,7 +168,7 @@ class SearchOracle(keras_tuner.Oracle):
                 continue
             # Bayesian search needs all scores of the rates before this one.
             return index if self._learning_rate(index) is not None else None
-        allowance = max(LATE_SECONDS, LATE_FACTOR * self._longest)
+        allowance = max(LATE_SECONDS, LATE_FACTOR * self.longest_trial)
         late = time.monotonic() - allowance
         return next((i for i, since in self._handed_out.items() if since < late), None)
 
@@ -295,7 +295,7 @@ class OracleQueue(keras_tuner.Oracle):
     @property
     def longest_trial(self):
         """Seconds from handing out a trial to its end, the longest so far."""
-        return max((oracle._longest for oracle in self.oracles), default=0.0)
+        return max((oracle.longest_trial for oracle in self.oracles), default=0.0)
 
     def create_trial(self, tuner_id):
         with self._lock:

@@ -127,16 +127,16 @@ class Search:
             listed = json.loads(self.oracle_file.read_bytes())["end_order"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        return len(listed) == len(self.read_states()) == self.total
+        return len(listed) == len(self.read_states(report=False)) == self.total
 
     def run_of(self, learning_rate, seed):
         """Return the `Run` that a trial trains."""
         return replace(self.run, learning_rate=learning_rate, seed=seed, measure=False)
 
-    def read_states(self):
+    def read_states(self, report=True):
         """Return the states of the finished trials, as Keras Tuner stores them, by index.
 
-        A file that does not hold a whole, finished trial is reported and left out.
+        A file that does not hold a whole, finished trial is left out, and reported.
         """
         states = {}
         for index in range(self.total):
@@ -147,7 +147,8 @@ class Search:
             except FileNotFoundError:
                 continue
             except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-                print(f"{path} is damaged; training it again.", file=sys.stderr)
+                if report:
+                    print(f"{path} is damaged; training it again.", file=sys.stderr)
                 continue
             states[index] = state
         return states

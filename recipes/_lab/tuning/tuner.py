@@ -96,7 +96,8 @@ class SearchTuner(keras_tuner.Tuner):
 
     def __init__(self, oracle, searches, directory, on_trial_end=None):
         super().__init__(oracle, directory=str(directory.parent), project_name=directory.name)
-        self._models = {search.name: search for search in searches}
+        self._searches = {search.name: search for search in searches}
+        self._model = None
         self._report_end = on_trial_end
         self._waiting = False
 
@@ -140,7 +141,7 @@ class SearchTuner(keras_tuner.Tuner):
         """
         hp = trial.hyperparameters
         model = self._variant_model(hp)
-        gc.collect()
+        gc.collect()  # The last trial's model.
         training.start_afresh(hp.get("seed"))
         keras.config.set_dtype_policy(self._dtype_policy)
         history = model.fit(
@@ -153,14 +154,14 @@ class SearchTuner(keras_tuner.Tuner):
 
     def _variant_model(self, hp):
         name = hp.get("search")
-        if name not in self._models:
+        if name not in self._searches:
             raise UserError(
                 f"The chief searches {name}, which is not part of this command: a worker needs the "
                 "chief's arguments, and the same versions of the recipe and of its packages."
             )
-        if not isinstance(self._models[name], VariantModel):
-            self._models[name] = VariantModel(self._models[name])
-        return self._models[name]
+        if self._model is None or self._model.name != name:
+            self._model = VariantModel(self._searches[name])  # The last one's data can go.
+        return self._model
 
     def _try_run_and_update_trial(self, trial, **arguments):
         # A recipe that raises has a fault to mend: its trial gets no score, and the search ends.
