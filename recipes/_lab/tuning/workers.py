@@ -181,7 +181,9 @@ class Chief:
         self.processes[name] = multiprocessing.get_context("spawn").Process(
             target=_work_for_parent, args=(name, *address, self.searches), name=name, daemon=True
         )
-        self.processes[name].start()
+        # What TensorFlow says of absent GPU libraries, once a worker, is no news to anyone.
+        with bench.silent_standard_error():
+            self.processes[name].start()
 
     def _restart_the_dead(self, address):
         for name, process in list(self.processes.items()):
