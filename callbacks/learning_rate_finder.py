@@ -25,9 +25,10 @@ class LearningRateFinder(keras.callbacks.Callback):
     minimum + (maximum - minimum) * i / (steps - 1)             (spacing="linear")
     ```
 
-    and records the loss of its own batch before the update: neither the running mean of the epoch
-    that Keras logs, nor without the weights of samples and classes or the penalties. The losses
-    are smoothed by an exponential moving average whose bias towards zero is corrected,
+    and records the loss that it minimizes: of its own batch alone, before the update, with the
+    weights of samples and classes and with the penalties. (What Keras logs is a running mean over
+    the epoch.) The losses are smoothed by an exponential moving average whose bias towards zero is
+    corrected,
 
     ```
     average = smoothing * average + (1 - smoothing) * loss      (from 0)
@@ -51,14 +52,15 @@ class LearningRateFinder(keras.callbacks.Callback):
 
     | key | learning rate |
     |---|---|
-    | `"valley"` | halfway through the longest falling stretch (see below) |
+    | `"valley"` | halfway through the longest falling stretch |
     | `"steepest"` | where, before it is lowest, it falls fastest against the rate's logarithm |
     | `"minimum_over_10"` | a tenth of the rate at which the smoothed loss is lowest |
 
-    "Longest falling stretch" is the longest strictly falling subsequence of L points, gaps allowed,
-    that ends first; the suggestion is the point `L // 3 + L // 6` places after the one before its
-    end minus L. That is the rule of fastai's code, which stands halfway, although fastai's text
-    says "roughly 2/3". A suggestion is where to start searching, not the result of a search.
+    The longest falling stretch is the longest strictly falling subsequence, gaps allowed; of
+    several, the one that ends first. If it has L points and ends at index e, the suggestion is at
+    index `e - L + L // 3 + L // 6`. That is the rule of fastai's code, which stands halfway,
+    although fastai's text says "roughly 2/3". A suggestion is where to start searching, not the
+    result of a search.
 
     The rate of a step shows in the loss of the next one; that shift of one point is kept, as in
     the other implementations. With `gradient_accumulation_steps=k` one step of the test is one
@@ -76,8 +78,8 @@ class LearningRateFinder(keras.callbacks.Callback):
     It is a callback that `find` hands to `model.fit`; it cannot be handed to `fit` by others,
     because a callback is not told of exceptions and so could not put the model back.
 
-    References: Smith 2017 (https://arxiv.org/abs/1506.01186, section 3.3); Smith and Topin 2018
-    (https://arxiv.org/abs/1708.07120, section 4); `Learner.lr_find` in fastai.
+    References: Smith 2017, section 3.3 (https://arxiv.org/abs/1506.01186), who raises the rate
+    linearly and looks at the accuracy; `Learner.lr_find` of fastai.
 
     Args:
         minimum: Float > 0. Rate of the first step.
@@ -117,7 +119,7 @@ class LearningRateFinder(keras.callbacks.Callback):
                 "Argument `maximum` must be finite and > `minimum`. "
                 f"Received: maximum={maximum}, minimum={minimum}"
             )
-        if int(steps) != steps or steps < 2:
+        if not isinstance(steps, (int, np.integer)) or steps < 2:
             raise ValueError(f"Argument `steps` must be an integer >= 2. Received: steps={steps}")
         if spacing not in ("exponential", "linear"):
             raise ValueError(
@@ -186,7 +188,7 @@ class LearningRateFinder(keras.callbacks.Callback):
 
         Returns:
             `suggestions`: a dict with the keys `"valley"`, `"steepest"` and `"minimum_over_10"`,
-            each a float or `None`. A warning names the reason for each `None`.
+            each a float or `None`. A warning gives the reason for a `None`.
 
         Raises:
             ValueError: If the model is not compiled, if its optimizer has no single learning rate
@@ -229,8 +231,9 @@ class LearningRateFinder(keras.callbacks.Callback):
             put_back()
             self._optimizer = self._set_rate = None
         self._suggest()
-        for name, reason in self.reasons.items():
-            warnings.warn(f"No suggestion {name!r}: {reason}", stacklevel=2)
+        for reason in dict.fromkeys(self.reasons.values()):
+            names = ", ".join(name for name, why in self.reasons.items() if why == reason)
+            warnings.warn(f"No suggestion for {names}: {reason}", stacklevel=2)
         return self.suggestions
 
     def _prepare(self, model):

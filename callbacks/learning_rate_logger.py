@@ -250,7 +250,7 @@ def _rows_before(path, step):
         return [row for row in rows if len(row) == len(COLUMNS) and int(row[1]) < step]
 
 
-# --- TensorFlow, because Keras has no word for compiling a function or for writing summaries -----
+# --- TensorFlow, because Keras has no word for these, or a slower one ----------------------------
 
 
 def _copy_on_device(value):

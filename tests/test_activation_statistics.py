@@ -202,6 +202,16 @@ def test_subclassed_models_that_are_not_built():
     assert "call" not in vars(model.block.dense)
 
 
+def test_layer_with_two_parents_has_a_row_for_every_call_under_one_name():
+    shared = layers.Dense(2, "relu", name="shared")
+    first = keras.Sequential([shared], name="first")
+    second = keras.Sequential([shared, layers.Dense(1, name="own")], name="second")
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, [first(inputs), second(inputs)])
+    names = list(ActivationStatistics(SAMPLES).measure(model))
+    assert names == ["first/shared", "first/shared (call 2)", "second/own"]
+
+
 @pytest.mark.parametrize(
     "compile_arguments",
     [
@@ -260,13 +270,15 @@ def build_sparse():
     return model
 
 
-def test_mixed_precision_is_summed_in_float32():
-    model = keras.Sequential([keras.Input((2,)), layers.Dense(4, dtype="mixed_float16", name="d")])
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_is_summed_in_float32(policy):
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(4, dtype=policy, name="d")])
     model.layers[0].set_weights([np.full((2, 4), 300.0), np.zeros(4)])
     x = np.full((1000, 2), 100.0)  # 60,000 each: a sum, or one square, overflows float16.
-    measured = ActivationStatistics(x).measure(model)["d"]
-    assert measured["mean"] == 60_000
+    measured = ActivationStatistics(x, histogram=True).measure(model)["d"]
+    assert measured["mean"] == pytest.approx(60_000, rel=2**-8)
     assert measured["standard_deviation"] == 0
+    assert measured["histogram_counts"].sum() == 4000
 
 
 def test_epochs_and_several_fits(tmp_path):
@@ -319,6 +331,7 @@ def test_copies_saved_models_and_tensorboard(tmp_path):
     assert len(statistics.history["epoch"]) == 0
     model.fit(**fit, callbacks=[statistics])
     duplicate = copy.deepcopy(statistics)
+    assert duplicate.model is None
     for name, values in statistics.history.items():
         np.testing.assert_array_equal(duplicate.history[name], values)
     model.save(tmp_path / "model.keras")
@@ -378,6 +391,7 @@ def test_models_without_the_layers():
         def __init__(self):
             super().__init__()
             self.dense = layers.Dense(1)
+            self.dense.build((None, 2))
 
         @tf.function
         def call(self, x):

@@ -215,7 +215,8 @@ def test_several_fits_go_on_and_a_compiled_model_starts_anew(tmp_path):
     np.testing.assert_array_equal([np.float32(row[2]) for row in rows[1:]], logger.learning_rates)
 
     model.compile("sgd", "mse")
-    fit(model, [logger], epochs=1)
+    history = fit(model, [logger], epochs=1)
+    assert history.history["learning_rate"] == [np.float32(0.01)]
     np.testing.assert_array_equal(logger.steps, np.arange(4))
     assert read(path)[1:] == [["0", str(step), "0.01"] for step in range(4)]
 
@@ -263,6 +264,7 @@ def test_copies_and_saved_models(tmp_path):
     fit(model, [logger], epochs=1)
     np.testing.assert_array_equal(logger.steps, np.arange(4, 8))
     duplicate = copy.deepcopy(logger)
+    assert duplicate.model is None
     np.testing.assert_array_equal(duplicate.learning_rates, logger.learning_rates)
 
     model.save(tmp_path / "model.keras")
