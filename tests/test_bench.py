@@ -1,4 +1,4 @@
-"""The bench: fair runs, a cache that can be trusted, and a command line that never shows a traceback."""
+"""The bench: fair runs, a cache to be trusted, and a command line that shows no traceback."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ import pytest
 import data
 from callbacks import GradientNorms, LearningRateLogger
 from recipes import dropout
-from recipes._lab import bench, command_line, training
+from recipes._lab import bench, command_line, picture, training
 from recipes._lab.recipe import Recipe, code_fingerprint, parse_card
 from recipes._lab.runs import DamagedRun, RunFolder, write_text
 from tests.conftest import PROJECT, run_python, start_python
@@ -305,8 +305,12 @@ def test_second_call_trains_nothing_and_damage_is_trained_again(finished, capsys
     arguments = ["--seeds", "2", "--jobs", "1", "--out", str(finished)]
     with monkeypatch.context() as patch:
         patch.setattr(training, "train", lambda run: pytest.fail(f"trained {run.describe()}"))
+        patch.setattr(picture, "draw", lambda *_: pytest.fail("drew the same picture again"))
         assert command_line.main(TINY, arguments) == 0
     assert run_files(finished) == files
+    (finished / "tiny_recipe.png").unlink()
+    assert command_line.main(TINY, arguments) == 0
+    assert (finished / "tiny_recipe.png").exists()
     victim = finished / "runs" / sorted(files)[0]
     victim.write_text(victim.read_text()[:100])
     capsys.readouterr()

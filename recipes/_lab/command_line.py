@@ -61,8 +61,11 @@ def _run(recipe, options):
         fresh=options.fresh,
     )
     summary = report.summarize(recipe, experiments, runs, results, notes=_notes(options, recipe))
-    report.write(summary, runs, results, options.out)
-    picture.draw(summary, options.out / f"{recipe.name}.png")
+    png = options.out / f"{recipe.name}.png"
+    # The slowest part of a second call. The report is written last: it says that all is there.
+    if not (png.exists() and report.is_written(summary, options.out)):
+        picture.draw(summary, png)
+        report.write(summary, runs, results, options.out)
     if options.record:
         record.write(summary, recipe.path)
     if options.tensorboard:

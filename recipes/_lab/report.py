@@ -16,6 +16,8 @@ from rich.text import Text
 from recipes._lab import statistics
 from recipes._lab.runs import versions, write_text
 
+REPORT = "report.json"
+
 VERDICT_STYLES = {
     statistics.SUPPORTED: "bold green",
     statistics.NO_CLEAR_DIFFERENCE: "bold yellow",
@@ -183,10 +185,22 @@ def _mean(values):
 
 
 def write(summary, runs, results, folder):
-    """Write `report.json`, `epochs.csv` and `steps.csv` into `folder`."""
-    write_text(folder / "report.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    """Write `epochs.csv`, `steps.csv` and, last, `report.json` into `folder`."""
     write_text(folder / "epochs.csv", _epochs_table(runs, results))
     write_text(folder / "steps.csv", _steps_table(runs, results))
+    write_text(folder / REPORT, _as_json(summary))
+
+
+def is_written(summary, folder):
+    """Return whether `report.json` in `folder` is that of `summary` already."""
+    try:
+        return (folder / REPORT).read_text(encoding="utf-8") == _as_json(summary)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _as_json(summary):
+    return json.dumps(summary, indent=1, allow_nan=False) + "\n"
 
 
 def _epochs_table(runs, results):
