@@ -127,8 +127,12 @@ def test_seed_zero_is_a_seed(recipe, tmp_path):
     assert [trial.hyperparameters.get("seed") for trial in trials] == [0, 1, 0]
 
 
-def test_whatever_could_change_a_score_changes_the_folder(recipe, tmp_path):
+def test_whatever_could_change_a_score_changes_the_folder(recipe, tmp_path, monkeypatch):
     one = plan(recipe, tmp_path)
+    folder, version = one.folder, search.metadata.version
+    monkeypatch.setattr(search.metadata, "version", lambda name: f"{version(name)}.1")
+    assert plan(recipe, tmp_path).folder != folder
+    monkeypatch.undo()
     others = [
         plan(recipe, tmp_path, rates=LearningRates(0.01, 1.0, 4)),
         plan(recipe, tmp_path, rates=LearningRates(0.02, 1.0, 3)),
@@ -228,6 +232,15 @@ def test_what_callbacks_log_reaches_the_record_of_each_trial(recipe, tmp_path):
             assert [step.step for step in metrics.get_history(key)] == [1, 2]
         assert metrics.get_last_value("learning_rate") == pytest.approx(rate)
         assert metrics.get_last_value("gradient_norm") > 0
+
+
+def test_score_is_the_last_epoch_even_where_an_earlier_one_was_better(recipe, tmp_path):
+    queue = open_queue(plan(recipe, tmp_path))
+    trial = queue.create_trial("tuner0")
+    metrics = {"validation_accuracy@1": 0.9, "validation_accuracy@2": 0.5, "diverged@2": 0.0}
+    queue.update_trial(trial.trial_id, metrics)
+    queue.end_trial(trial)
+    assert queue.oracles[0].finished[0].score == 0.5
 
 
 # Divergence.
@@ -593,6 +606,9 @@ def test_worker_that_comes_back_under_its_name_gets_its_trial_again(recipe, tmp_
     assert last.hyperparameters.get("search") == queue.oracles[1].search.name
     assert queue.create_trial("g") is last
     assert queue.create_trial("c").trial_id == queue.oracles[0].search.trial_id(2)
+    # Also where a search before it has a trial again.
+    queue.oracles[0]._handed_out.clear()
+    assert queue.create_trial("g") is last
 
 
 def test_trial_of_a_lost_worker_goes_to_another_one_and_counts_once(recipe, tmp_path, monkeypatch):
@@ -617,7 +633,11 @@ def test_restarted_chief_ignores_what_it_did_not_hand_out(recipe, tmp_path):
     restarted = open_queue(one)
     finish(restarted, trial)
     assert restarted.finished == 0
-    drive(restarted)
+    # Nor does the end of a trial count whose metrics went to the chief before.
+    assert restarted.create_trial("worker-2").trial_id == trial.trial_id
+    restarted.end_trial(trial)
+    assert restarted.finished == 0
+    drive(restarted, "worker-2")
     assert restarted.finished == one.total
 
 

@@ -18,6 +18,9 @@ from recipes._lab.tuning.search import finished_trial, rounded
 LATE_FACTOR = 10
 LATE_SECONDS = 120
 
+# Bayesian search draws so many rates at random before it looks at scores: Keras Tuner's default.
+INITIAL_RATES = 3
+
 # `update_trial` takes one number a name: "validation_accuracy@12" is that of epoch 12.
 EPOCH_SEPARATOR = "@"
 
@@ -166,7 +169,7 @@ class SearchOracle(keras_tuner.Oracle):
         for index in range(self.search.total):
             if index in self.finished or index in self._handed_out:
                 continue
-            # Bayesian search needs all scores of the rates before this one.
+            # None: Bayesian search waits for all scores of the rates before this one.
             return index if self._learning_rate(index) is not None else None
         allowance = max(LATE_SECONDS, LATE_FACTOR * self.longest_trial)
         late = time.monotonic() - allowance
@@ -194,7 +197,7 @@ class SearchOracle(keras_tuner.Oracle):
             if other in self._handed_out:
                 trial = self.trials[self.search.trial_id(other)]
                 return trial.hyperparameters.values["learning_rate"]
-        if self.search.tuner == "random":
+        if self.search.tuner == "random" or number < INITIAL_RATES:
             return draw_rates(self.search.learning_rates)[number]
         earlier = [self.finished.get(other) for other in range(number * seeds)]
         if None in earlier:
@@ -236,12 +239,13 @@ def propose_rate(search, by_rate):
 
     Args:
         search: A `Search`.
-        by_rate: A list of lists of `FinishedTrial`: all trials of each rate tried so far. The
-            proposal depends on them alone, whoever trained them and in whatever order.
+        by_rate: A list of lists of `FinishedTrial`: all trials of each rate tried so far, at least
+            three. The proposal depends on them alone, whoever trained them and in whatever order.
     """
     oracle = keras_tuner.oracles.BayesianOptimizationOracle(
         objective=keras_tuner.Objective(search.metric, search.direction),
         hyperparameters=_rate_alone(search.learning_rates),
+        num_initial_points=INITIAL_RATES,
         seed=1 + len(by_rate),
     )
     tried = set()
