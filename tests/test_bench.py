@@ -96,6 +96,15 @@ def test_model_trains_on_the_batches_in_that_order(tiny):
     np.testing.assert_allclose(model.get_weights()[0], kernel - 0.5 * x.T @ errors / 25, atol=1e-6)
 
 
+def test_experiment_may_name_the_function_that_measures(tiny):
+    of_digits, of_table = (
+        training.train(bench.plan(tiny, [tiny.experiments[name]], seeds=1)[0])["metrics"]
+        for name in ("digits", "table")
+    )
+    assert of_digits["test_rows"] == 397 and "columns" not in of_digits
+    assert of_table["columns"] == 13 and "test_rows" not in of_table
+
+
 def test_training_step_is_traced_once(tiny):
     """TensorFlow traces twice what creates a variable, which takes as long as the training."""
     run = bench.plan(tiny, [tiny.experiments["digits"]], seeds=1)[0]

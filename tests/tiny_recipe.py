@@ -20,6 +20,7 @@ EXPERIMENTS = {
         "epochs": 1,
         "batch_size": 32,
         "sweep": True,
+        "measure": "measure_table",
         "learning_rates": {"plain": 0.1},
     },
 }
@@ -59,6 +60,11 @@ def build_model(input_shape, classes, width, learning_rate, seed):
 def measure(model, split):
     """Return one metric more."""
     return {"test_rows": len(split.test.y)}
+
+
+def measure_table(model, split):
+    """Return another metric, in the experiment that names this function."""
+    return {"columns": split.test.x.shape[1]}
 
 
 if __name__ == "__main__":

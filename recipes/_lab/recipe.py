@@ -33,8 +33,9 @@ class Experiment:
 
     `learning_rates` names the variants that take part, in the order of the table; the first is
     the baseline. `sweep` experiments run only on request. `measure` says whether the recipe's
-    function of that name is called on each trained model. `arguments` go to `build_model` for all
-    variants, whose own come on top.
+    function of that name is called on each trained model, or names another one. Metrics whose name
+    ends in `_milliseconds` come from a clock and differ from run to run. `arguments` go to
+    `build_model` for all variants, whose own come on top.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Experiment:
     samples: int | None = None
     label_noise: float = 0.0
     sweep: bool = False
-    measure: bool = False
+    measure: bool | str = False
     arguments: dict = field(default_factory=dict)
 
     @property

@@ -323,6 +323,8 @@ def describe_evidence(claim):
     difference = format_difference(claim["difference"], claim["metric"])
     if claim["metric"].endswith("accuracy"):
         difference += " points"
+    if claim["metric"].endswith("_milliseconds"):
+        difference += " ms"
     p = claim["p_adjusted"]
     if p is None or claim["difference"]["low"] == claim["difference"]["high"]:
         return difference

@@ -33,7 +33,7 @@ class Run:
     arguments: dict
     learning_rate: float
     seed: int
-    measure: bool
+    measure: bool | str
 
     @property
     def key(self):

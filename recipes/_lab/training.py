@@ -33,7 +33,8 @@ def train(run):
         metrics.update(evaluation.measure(part))
     metrics["generalization_gap"] = generalization_gap(metrics)
     if run.measure:
-        metrics.update(recipe.measure(model, split))
+        function = "measure" if run.measure is True else run.measure
+        metrics.update(getattr(recipe, function)(model, split))
     return {
         "metrics": {name: float(value) for name, value in metrics.items()},
         "curves": curves,
