@@ -3,27 +3,49 @@
 Problem:    Training accuracy goes on rising while validation accuracy falls: the network memorizes.
 Technique:  Each training step sets a random fraction of a layer's outputs to zero and divides the
             rest by the fraction kept. Inference uses every unit, with nothing to rescale.
-Claim:      With 30% wrong labels, dropout raises the test accuracy of a wide network by at least
-            two points. On clean data the number of samples and of updates decides: at 950 updates
-            dropout helps with 1,000 samples and costs accuracy with 4,000, which it makes good
-            when it is given four times as long and a smaller rate.
+Claim:      With 30% wrong labels, dropout raises the test accuracy of a network that is wide enough
+            to learn them by heart: by five points and more where both share the learning rate that
+            suits dropout. Where each has its own, little is left to tell apart, because a small
+            rate is a regularizer too. On clean data the number of updates decides: dropout needs
+            more of them, and costs accuracy where they are few.
 Costs:      Slower convergence: more updates are needed, and a training loss that stays high is not
             a fault, since it is measured with units missing. A step costs the random numbers.
 Start at:   hidden_rate 0.5 in wide hidden layers, input_rate 0.2 or 0; then try 0.3. Keras's
             `rate` is the fraction dropped; the paper's p is the fraction kept.
 Caveat:     No remedy for a network that is too small or trained too briefly. An average over many
             random masks predicts no better than the one pass that Keras makes.
-            The learning rates come from `python -m recipes.dropout --sweep --tune`.
+            The learning rates come from `python -m recipes.dropout --tune --sweep
+            --learning-rates 0.001:0.316:6`. Without dropout the best rate is ten times smaller
+            on wrong labels, and three times larger on clean ones: a shared rate misleads.
 Reference:  Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov (2014), Dropout: A Simple Way
             to Prevent Neural Networks from Overfitting, JMLR 15, sections 4, 7.3 to 7.5 and A.
 Run:        python -m recipes.dropout, with --sweep for more rates and longer training
-Measured:
+Measured:   No clear difference: With 30% wrong labels, each at its own learning rate, hidden
+              dropout raises test accuracy (+2.2 [-0.3, +4.6] points, p = .176).
+            No clear difference: Dropout of inputs and hidden units does so too (+1.4 [-0.1, +2.9]
+              points, p = .176).
+            Supported: At one learning rate for both, hidden dropout raises it by five points or
+              more (+5.3 [+4.0, +6.7] points, p = .002).
+            No clear difference: On 1,000 clean samples, dropout raises test accuracy (-1.0 [-3.7,
+              +1.7] points, p = .381).
+            Supported: On 4,000 clean samples and as many updates, dropout lowers test accuracy
+              (-19.4 [-22.4, -16.4] points, p < .001).
+            Supported: On 4,000 clean samples and four times the updates, a rate of 0.3 raises it
+              (+4.5 [+2.0, +6.9] points, p = .035).
+            Supported: One random mask predicts worse than all units together (-9.8 [-11.2, -8.4]
+              points, p < .001).
+            Supported: The average over 50 masks predicts as well as all units together (+0.2 [-0.5,
+              +0.8] points, p = .036).
+            Supported: Inference equals the same weights without dropout layers, to the last bit (0
+              in every run).
+            Mean difference [95% interval] over 5 paired seeds, p after Holm. Keras 3.15.1,
+              TensorFlow 2.21.0, Linux x86_64, 2 cores.
 """
 
 import keras
 import numpy as np
 
-HIDDEN_UNITS = 256  # Wide for 1,000 samples: it can learn every wrong label by heart.
+HIDDEN_UNITS = 128  # Wide for 1,000 samples: 25 weights for each, enough to memorize them.
 HIDDEN_LAYERS = 2
 MOMENTUM = 0.9  # The paper trains with 0.95 to 0.99 (appendix A.2); 0.9 is the common choice.
 MONTE_CARLO_PASSES = 50  # In the paper, about as many as it takes to match one plain pass (7.5).
@@ -106,21 +128,30 @@ EXPERIMENTS = {
         "epochs": 30,
         "batch_size": 64,
         "measure": True,
-        "learning_rates": {"none": 0.03, "hidden": 0.03, "input_and_hidden": 0.03},
+        "learning_rates": {"none": 0.00316, "hidden": 0.0316, "input_and_hidden": 0.0316},
+    },
+    "one_rate_for_all": {  # The comparison to beware of: hidden dropout's best rate for both.
+        "data": "digits",
+        "samples": 1000,
+        "label_noise": 0.3,
+        "epochs": 30,
+        "batch_size": 64,
+        "measure": True,
+        "learning_rates": {"none": 0.0316, "hidden": 0.0316},
     },
     "mnist1d_1000": {  # 960 updates.
         "data": "mnist1d",
         "samples": 1000,
         "epochs": 60,
         "batch_size": 64,
-        "learning_rates": {"none": 0.03, "hidden": 0.03},
+        "learning_rates": {"none": 0.0999, "hidden": 0.0316},
     },
     "mnist1d_4000": {  # 945 updates.
         "data": "mnist1d",
         "samples": 4000,
         "epochs": 15,
         "batch_size": 64,
-        "learning_rates": {"none": 0.03, "hidden": 0.03},
+        "learning_rates": {"none": 0.0999, "hidden": 0.0316},
     },
     "mnist1d_4000_long": {  # 3,780 updates.
         "data": "mnist1d",
@@ -128,7 +159,7 @@ EXPERIMENTS = {
         "epochs": 60,
         "batch_size": 64,
         "sweep": True,
-        "learning_rates": {"none": 0.03, "hidden_0.3": 0.03, "hidden": 0.03},
+        "learning_rates": {"none": 0.0316, "hidden_0.3": 0.0316, "hidden": 0.0316},
     },
     "rate_sweep": {
         "data": "digits",
@@ -136,35 +167,46 @@ EXPERIMENTS = {
         "label_noise": 0.3,
         "epochs": 30,
         "batch_size": 64,
+        "measure": True,
         "sweep": True,
         "learning_rates": {
-            "none": 0.03,
-            "hidden_0.1": 0.03,
-            "hidden_0.3": 0.03,
-            "hidden": 0.03,
-            "hidden_0.7": 0.03,
+            "none": 0.00316,
+            "hidden_0.1": 0.01,
+            "hidden_0.3": 0.01,
+            "hidden": 0.0316,
+            "hidden_0.7": 0.0316,
         },
     },
 }
 
 CLAIMS = [
     {
-        "text": "With 30% wrong labels, hidden dropout raises test accuracy",
+        "text": "With 30% wrong labels, each at its own learning rate, hidden dropout raises "
+        "test accuracy",
         "experiment": "noisy_digits",
         "variant": "hidden",
         "against": "none",
         "metric": "test_accuracy",
         "direction": "higher",
-        "at_least": 0.02,
+        "at_least": 0.01,
     },
     {
-        "text": "With 30% wrong labels, dropout of inputs and hidden units raises test accuracy",
+        "text": "Dropout of inputs and hidden units does so too",
         "experiment": "noisy_digits",
         "variant": "input_and_hidden",
         "against": "none",
         "metric": "test_accuracy",
         "direction": "higher",
-        "at_least": 0.02,
+        "at_least": 0.01,
+    },
+    {
+        "text": "At one learning rate for both, hidden dropout raises it by five points or more",
+        "experiment": "one_rate_for_all",
+        "variant": "hidden",
+        "against": "none",
+        "metric": "test_accuracy",
+        "direction": "higher",
+        "at_least": 0.05,
     },
     {
         "text": "On 1,000 clean samples, dropout raises test accuracy",
