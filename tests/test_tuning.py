@@ -308,7 +308,7 @@ def test_best_rate_has_the_best_mean_and_is_the_smaller_of_equals():
 def test_warnings_name_the_edge_and_the_share_that_diverged():
     def warn(scores, diverged=()):
         by_rate = trials_of(scores, diverged)
-        return outcome._warnings(None, by_rate, outcome.best_rate(by_rate, "max"))
+        return outcome._warnings(by_rate, outcome.best_rate(by_rate, "max"))
 
     assert warn({0.1: [0.5], 0.3: [0.6], 1.0: [0.5]}) == []
     assert "smallest" in warn({0.1: [0.7], 0.3: [0.6], 1.0: [0.5]})[0]

@@ -65,7 +65,7 @@ def _summarize_search(search):
     return {
         "folder": search.name,
         "best": best,
-        "warnings": _warnings(search, by_rate, best),
+        "warnings": _warnings(by_rate, best),
         "rates": [
             {
                 "learning_rate": rate,
@@ -122,7 +122,7 @@ def _interval(trials):
     }
 
 
-def _warnings(search, by_rate, best):
+def _warnings(by_rate, best):
     trials = [trial for tried in by_rate.values() for trial in tried]
     diverged = sum(trial.diverged for trial in trials)
     rates = list(by_rate)
