@@ -23,6 +23,7 @@ def draw(summary, path):
     from matplotlib.figure import Figure
 
     experiments = summary["experiments"]
+    colors_of = variant_colors(experiments)
     heights = [_row_height(experiment) for experiment in experiments.values()]
     claims_height = 0.55 + 0.3 * len(summary["claims"])
     figure = Figure(figsize=(16, sum(heights) + claims_height + 0.7), layout="constrained")
@@ -30,29 +31,35 @@ def draw(summary, path):
     title = " ".join([summary["title"], *(f"({note})" for note in summary["notes"])])
     figure.suptitle(title, fontsize=15, fontweight="bold", x=0.01, ha="left", wrap=True)
     rows = figure.subfigures(
-        len(heights) + 1, 1, height_ratios=[*heights, claims_height], squeeze=False
+        len(heights) + 1, 1, height_ratios=[claims_height, *heights], squeeze=False
     )[:, 0]
-    for row, (name, experiment) in zip(rows, experiments.items(), strict=False):
+    _write_claims(rows[0], summary)
+    for row, (name, experiment) in zip(rows[1:], experiments.items(), strict=True):
         row.suptitle(f"{name}: {report.staging(experiment)}", fontsize=10, x=0.01, ha="left")
-        colors = variant_colors(experiment)
+        colors = colors_of[name]
         score = report.main_metric(experiment)
         axes = row.subplots(1, 4, width_ratios=[1, 1, 1, 1.45])
         _draw_curves(axes[0], experiment, "loss", colors)
         _draw_curves(axes[1], experiment, score, colors)
         _draw_gradient_norms(axes[2], experiment, colors)
         _draw_differences(axes[3], experiment, f"test_{score}", colors, summary)
-    _write_claims(rows[-1], summary)
     buffer = io.BytesIO()
     # No software or date in the file: the same report gives the same bytes.
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     write_bytes(path, buffer.getvalue())
 
 
-def variant_colors(experiment):
-    """Return a color for each variant of an experiment."""
-    others = [variant for variant in experiment["variants"] if variant != experiment["baseline"]]
-    colors = {variant: COLORS[i % len(COLORS)] for i, variant in enumerate(others)}
-    return {experiment["baseline"]: BASELINE_COLOR, **colors}
+def variant_colors(experiments):
+    """Return the color of each variant in each experiment: the same one wherever it appears."""
+    baselines = {experiment["baseline"] for experiment in experiments.values()}
+    names = dict.fromkeys(v for e in experiments.values() for v in e["variants"])
+    others = [name for name in names if name not in baselines]
+    others += [name for name in names if name in baselines]
+    colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(others)}
+    return {
+        name: {**colors, experiment["baseline"]: BASELINE_COLOR}
+        for name, experiment in experiments.items()
+    }
 
 
 def _row_height(experiment):
@@ -74,13 +81,10 @@ def _draw_curves(axes, experiment, metric, colors):
             if solid:
                 axes.fill_between(epochs, low, high, color=colors[variant], alpha=0.18, linewidth=0)
     axes.set_xlabel("epoch")
-    axes.set_title(METRIC_LABELS.get(metric, metric), fontsize=10)
+    label = METRIC_LABELS.get(metric, metric)
+    axes.set_title(f"{label}: validation solid, training dashed", fontsize=9)
     axes.margins(x=0)
     _set_plain_frame(axes)
-    if metric == "loss":
-        axes.plot([], [], "-", color="black", linewidth=1.8, label="validation")
-        axes.plot([], [], "--", color="black", linewidth=1.0, label="training, inference mode")
-        axes.legend(fontsize=8, frameon=False, loc="best")
 
 
 def _draw_gradient_norms(axes, experiment, colors):
@@ -102,10 +106,7 @@ def _draw_gradient_norms(axes, experiment, colors):
     axes.set_yscale("log")
     axes.set_xlabel("layer, first to last")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_title("gradient norm", fontsize=10)
-    axes.plot([], [], ":", color="black", label="first epoch")
-    axes.plot([], [], "-", color="black", label="last epoch")
-    axes.legend(fontsize=8, frameon=False, loc="best")
+    axes.set_title("gradient norm: last epoch solid, first dotted", fontsize=9)
     _set_plain_frame(axes)
 
 
@@ -150,7 +151,7 @@ def _draw_differences(axes, experiment, metric, colors, summary):
     axes.margins(x=0.15)
     unit = "points" if metric.endswith("accuracy") else "original units"
     axes.set_xlabel(f"difference from the baseline ({unit}), {report.count_seeds(summary)}")
-    axes.set_title(metric.replace("_", " "), fontsize=10)
+    axes.set_title(metric.replace("_", " "), fontsize=9)
     _set_plain_frame(axes)
 
 

@@ -34,7 +34,7 @@ def draw(summary, path):
 
 def _draw_experiment(axes, name, experiment, summary):
     metric = experiment["metric"].removeprefix("validation_")
-    colors = picture.variant_colors(experiment)
+    colors = picture.variant_colors(summary["experiments"])[name]
     scores = [
         report.scale(trial["score"], metric)
         for found in experiment["variants"].values()
@@ -51,7 +51,7 @@ def _draw_experiment(axes, name, experiment, summary):
     for number, (variant, found) in enumerate(experiment["variants"].items()):
         color = colors[variant]
         # Side by side, so that no interval hides another.
-        shift = 1.0 + 0.03 * (number - (len(colors) - 1) / 2)
+        shift = 1.0 + 0.03 * (number - (len(experiment["variants"]) - 1) / 2)
         _draw_variant(axes, found, metric, color, shift, bad_end)
         best = f"best {found['best']:g}" if found["best"] else "none trains"
         axes.plot([], [], "o-", color=color, label=f"{variant.replace('_', ' ')}: {best}")
