@@ -165,7 +165,7 @@ def as_dataset(rows=20):
         ({"steps_per_execution": 8}, "arrays"),
         ({"learning_rate": keras.optimizers.schedules.CosineDecay(5.0, 3)}, "endless tf.data"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "+".join(value) or "plain",
 )
 def test_losses_are_those_of_an_explicit_loop(compile_arguments, data, expected_losses):
     arguments = {
