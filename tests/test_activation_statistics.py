@@ -207,7 +207,7 @@ def test_layer_with_two_parents_has_a_row_for_every_call_under_one_name():
     first = keras.Sequential([shared], name="first")
     second = keras.Sequential([shared, layers.Dense(1, name="own")], name="second")
     inputs = keras.Input((2,))
-    model = keras.Model(inputs, [first(inputs), second(inputs)])
+    model = keras.Model(inputs, second(first(inputs)))  # Of two branches, either may run first.
     names = list(ActivationStatistics(SAMPLES).measure(model))
     assert names == ["first/shared", "first/shared (call 2)", "second/own"]
 
@@ -310,6 +310,8 @@ def test_epochs_and_several_fits(tmp_path):
         np.testing.assert_array_equal(values, history[name][:, 0])
 
     # A run that is resumed in a new process keeps the earlier rows; another model replaces them.
+    with open(path, "a") as file:
+        file.write("0,hid")  # The earlier run was killed while it wrote.
     resumed = ActivationStatistics(SAMPLES, csv=path)
     model.fit(**{**fit, "callbacks": [resumed]}, epochs=3, initial_epoch=2)
     with open(path, newline="") as file:

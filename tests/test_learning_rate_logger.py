@@ -233,6 +233,12 @@ def test_interrupted_fit_keeps_its_steps():
     np.testing.assert_array_equal(logger.steps, [0, 1, 2])
     fit(model, [logger], epochs=1)
     np.testing.assert_allclose(logger.learning_rates, 0.5 * 0.8 ** (np.arange(7) / 3), rtol=1e-6)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, [logger, Interrupt()])
+    model.compile(keras.optimizers.SGD(0.25), "mse")
+    fit(model, [logger], epochs=1)
+    np.testing.assert_array_equal(logger.steps, np.arange(4))
+    np.testing.assert_array_equal(logger.learning_rates, [0.25] * 4)
 
 
 def test_training_is_bit_identical_and_the_train_function_stays():
@@ -305,7 +311,7 @@ def test_resumed_run_goes_on_in_the_file_of_the_one_that_died(tmp_path):
     assert len(read(path)) == 1 + 8
     # What the backup lags behind is done again: here a row too many, and half a row.
     with open(path, "a") as file:
-        file.write("2,8,0.7\n2,9")
+        file.write("2,8,0.7\n2,1")
     train()
     rows = read(path)[1:]
     assert [row[:2] for row in rows] == [[str(step // 4), str(step)] for step in range(16)]
