@@ -38,6 +38,13 @@ class _StepRecorder(keras.callbacks.Callback):
 
     def __init__(self, per_layer, csv, tensorboard):
         super().__init__()
+        if not isinstance(per_layer, bool):
+            raise ValueError(
+                f"Argument `per_layer` must be True or False. Received: per_layer={per_layer!r}"
+            )
+        for name, path in (("csv", csv), ("tensorboard", tensorboard)):
+            if path is not None and not (isinstance(path, str | pathlib.PurePath) and str(path)):
+                raise ValueError(f"Argument `{name}` must be a path. Received: {name}={path!r}")
         self.per_layer = per_layer
         self.csv = csv
         self.tensorboard = tensorboard
@@ -87,6 +94,7 @@ class _StepRecorder(keras.callbacks.Callback):
                 f"{type(self).__name__} records inside TensorFlow's training graph and needs Keras "
                 f"with the TensorFlow backend. Received: backend={keras.backend.backend()}"
             )
+        self._close()
         self._forget()
         if self._stand_in is None or self._stand_in.model is not self.model:
             self._stand_in = _TrainFunctionStandIn(self.model)
@@ -121,6 +129,9 @@ class _StepRecorder(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._collect()
+        self._close()
+
+    def _close(self):
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -159,6 +170,7 @@ class _StepRecorder(keras.callbacks.Callback):
         self._epochs += [self._epoch] * steps
         for index, (paths, measurements) in enumerate(channels):
             if index == len(self._chunks):
+                # An optimizer that comes in later was silent until now.
                 silent = np.full((first_step, len(paths)), -1.0)
                 self._chunks.append({name: [silent] for name in measurements})
                 self._paths.append(paths)
@@ -185,12 +197,19 @@ class _StepRecorder(keras.callbacks.Callback):
 
     def _measurement(self, *names, first_step=0):
         """Returns `(steps, variables)`, of every optimizer the first of `names` that it has."""
-        columns = [np.zeros((len(self._epochs), 0))]
+        steps = len(self._epochs) - first_step
+        columns = [np.zeros((steps, 0))]
         for chunks in self._chunks:
-            name = next(name for name in names if name in chunks)
-            chunks[name] = [np.concatenate(chunks[name])]
-            columns.append(chunks[name][0])
-        return np.concatenate(columns, axis=1)[first_step:]
+            arrays = chunks[next(name for name in names if name in chunks)]
+            latest, missing = [], steps
+            while missing > 0:
+                latest.append(arrays[-1 - len(latest)][-missing:])
+                missing -= len(latest[-1])
+            latest = np.concatenate([arrays[0][:0], *reversed(latest)])
+            columns.append(latest)
+            if first_step == 0:
+                arrays[:] = [latest]
+        return np.concatenate(columns, axis=1)
 
     def _sum_by_layer(self, values):
         """Sums `(steps, variables)` to `(steps, layers)`."""
@@ -585,6 +604,7 @@ class GradientNorms(_StepRecorder):
         first_non_finite: NonFinite, or None. The first such step and its layer.
 
     Raises:
+        ValueError: if an argument has another type.
         RuntimeError: at the start of training, if the backend of Keras is not TensorFlow.
     """
 
@@ -592,6 +612,11 @@ class GradientNorms(_StepRecorder):
 
     def __init__(self, per_layer=False, after_clipping=False, csv=None, tensorboard=None):
         super().__init__(per_layer, csv, tensorboard)
+        if not isinstance(after_clipping, bool):
+            raise ValueError(
+                "Argument `after_clipping` must be True or False. "
+                f"Received: after_clipping={after_clipping!r}"
+            )
         self.after_clipping = after_clipping
 
     @property
@@ -635,8 +660,9 @@ class GradientNorms(_StepRecorder):
         return NonFinite(int(steps[0]), layers[-1], layers)
 
     def _measure(self, optimizer, gradients, variables, apply):
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        loss_scaler = optimizer if inner is not optimizer else None
+        is_scaler = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        loss_scaler = optimizer if is_scaler else None
+        inner = optimizer.inner_optimizer if is_scaler else optimizer
         accumulation_steps = inner.gradient_accumulation_steps
         if (loss_scaler or accumulation_steps) and not optimizer.built:
             # As `apply` does it, and before it: what it changes is read here.

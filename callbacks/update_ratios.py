@@ -37,6 +37,13 @@ class _StepRecorder(keras.callbacks.Callback):
 
     def __init__(self, per_layer, csv, tensorboard):
         super().__init__()
+        if not isinstance(per_layer, bool):
+            raise ValueError(
+                f"Argument `per_layer` must be True or False. Received: per_layer={per_layer!r}"
+            )
+        for name, path in (("csv", csv), ("tensorboard", tensorboard)):
+            if path is not None and not (isinstance(path, str | pathlib.PurePath) and str(path)):
+                raise ValueError(f"Argument `{name}` must be a path. Received: {name}={path!r}")
         self.per_layer = per_layer
         self.csv = csv
         self.tensorboard = tensorboard
@@ -86,6 +93,7 @@ class _StepRecorder(keras.callbacks.Callback):
                 f"{type(self).__name__} records inside TensorFlow's training graph and needs Keras "
                 f"with the TensorFlow backend. Received: backend={keras.backend.backend()}"
             )
+        self._close()
         self._forget()
         if self._stand_in is None or self._stand_in.model is not self.model:
             self._stand_in = _TrainFunctionStandIn(self.model)
@@ -120,6 +128,9 @@ class _StepRecorder(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._collect()
+        self._close()
+
+    def _close(self):
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -158,6 +169,7 @@ class _StepRecorder(keras.callbacks.Callback):
         self._epochs += [self._epoch] * steps
         for index, (paths, measurements) in enumerate(channels):
             if index == len(self._chunks):
+                # An optimizer that comes in later was silent until now.
                 silent = np.full((first_step, len(paths)), -1.0)
                 self._chunks.append({name: [silent] for name in measurements})
                 self._paths.append(paths)
@@ -184,12 +196,19 @@ class _StepRecorder(keras.callbacks.Callback):
 
     def _measurement(self, *names, first_step=0):
         """Returns `(steps, variables)`, of every optimizer the first of `names` that it has."""
-        columns = [np.zeros((len(self._epochs), 0))]
+        steps = len(self._epochs) - first_step
+        columns = [np.zeros((steps, 0))]
         for chunks in self._chunks:
-            name = next(name for name in names if name in chunks)
-            chunks[name] = [np.concatenate(chunks[name])]
-            columns.append(chunks[name][0])
-        return np.concatenate(columns, axis=1)[first_step:]
+            arrays = chunks[next(name for name in names if name in chunks)]
+            latest, missing = [], steps
+            while missing > 0:
+                latest.append(arrays[-1 - len(latest)][-missing:])
+                missing -= len(latest[-1])
+            latest = np.concatenate([arrays[0][:0], *reversed(latest)])
+            columns.append(latest)
+            if first_step == 0:
+                arrays[:] = [latest]
+        return np.concatenate(columns, axis=1)
 
     def _sum_by_layer(self, values):
         """Sums `(steps, variables)` to `(steps, layers)`."""
@@ -539,6 +558,7 @@ class UpdateRatios(_StepRecorder):
         layer_names: list of str.
 
     Raises:
+        ValueError: if an argument has another type.
         RuntimeError: at the start of training, if the backend of Keras is not TensorFlow.
     """
 

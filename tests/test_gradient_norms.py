@@ -827,6 +827,18 @@ def test_random_numbers_stay_the_same():
 # What is written.
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [{"per_layer": "yes"}, {"after_clipping": 1.0}, {"csv": True}, {"csv": ""}, {"tensorboard": 3}],
+)
+def test_bad_argument_is_named_with_its_value(arguments):
+    [(name, value)] = arguments.items()
+    with pytest.raises(
+        ValueError, match=f"Argument `{name}` must be .* Received: {name}={value!r}"
+    ):
+        GradientNorms(**arguments)
+
+
 def test_epoch_logs(dense_norms):
     logs = fit(dense_model(), [GradientNorms(per_layer=True)], *data()).history
     overall = np.linalg.norm(dense_norms, axis=1).reshape(2, 11)
