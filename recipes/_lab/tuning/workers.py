@@ -19,7 +19,7 @@ CHIEF_VARIABLES = ("KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_OR
 PATIENCE_SECONDS = 600
 PATIENCE_FACTOR = 10
 # How long a chief stays for workers that have not heard that nothing is left to do.
-FAREWELL_SECONDS = 10
+FAREWELL_SECONDS = 30
 # A worker that dies so often in a row, while no trial gets finished, is not started again.
 DEATHS_IN_A_ROW = 3
 POLL_SECONDS = 0.1
@@ -102,14 +102,19 @@ def work(searches):
         from recipes._lab.tuning.oracle import OracleQueue
 
     oracle_client.TIMEOUT = PATIENCE_SECONDS
-    try:
-        train(OracleQueue([]), searches)
-    except grpc.RpcError as error:
-        address = ":".join(os.environ[name] for name in CHIEF_VARIABLES[1:])
-        raise SearchFailed(
-            f"The chief at {address} does not answer ({error.code().name.lower()}). "
-            "It has finished, or it has to be started again."
-        ) from None
+    for chief_may_come_back in (True, False):
+        try:
+            train(OracleQueue([]), searches)
+            return
+        except grpc.RpcError as error:
+            # A chief that is killed in the middle of a call cuts it off; the next call waits.
+            if error.code() == grpc.StatusCode.UNAVAILABLE and chief_may_come_back:
+                continue
+            address = ":".join(os.environ[name] for name in CHIEF_VARIABLES[1:])
+            raise SearchFailed(
+                f"The chief at {address} does not answer ({error.code().name.lower()}). "
+                "It has finished, or it has to be started again."
+            ) from None
 
 
 class Chief:
