@@ -143,7 +143,7 @@ def _parse(recipe, arguments):
     add("--seeds", type=_count, metavar="N", help="paired repeats (default: 5)")
     add("--epochs", type=_count, metavar="N", help="instead of each experiment's own number")
     add("--experiments", nargs="+", metavar="NAME", help=", ".join(recipe.experiments))
-    add("--sweep", action="store_true", help="also run the experiments that vary one setting")
+    add("--sweep", action="store_true", help="also run the experiments that take longer")
     add("--data", metavar="NAME", help="run on this data set")
     add("--variants", nargs="+", metavar="NAME", help=", ".join(recipe.variants))
     add("--learning-rate", type=_rate, metavar="RATE", help="one rate for all variants")
