@@ -53,7 +53,7 @@ class LearningRateFinder(keras.callbacks.Callback):
     | key | learning rate |
     |---|---|
     | `"valley"` | halfway through the longest falling stretch |
-    | `"steepest"` | where, before it is lowest, it falls fastest against the rate's logarithm |
+    | `"steepest"` | where, before it is lowest, the smoothed loss falls fastest from step to step |
     | `"minimum_over_10"` | a tenth of the rate at which the smoothed loss is lowest |
 
     The longest falling stretch is the longest strictly falling subsequence, gaps allowed; of
@@ -322,7 +322,7 @@ class LearningRateFinder(keras.callbacks.Callback):
         falling = _longest_falling(losses)
         lowest = int(np.argmin(losses))
         # What falls after the lowest point is a spike coming down.
-        slopes = np.gradient(losses, np.log(rates))[: lowest + 1]
+        slopes = np.gradient(losses)[: lowest + 1]
         self.suggestions = {
             "valley": float(rates[falling]) if falling is not None else None,
             "steepest": float(rates[np.argmin(slopes)]) if slopes.min() < 0 else None,
@@ -374,7 +374,7 @@ class LearningRateFinder(keras.callbacks.Callback):
             axes.axvline(rate, color=color, linewidth=1, linestyle="--")
             # A tenth of the minimum can lie left of the curve; its line is drawn all the same.
             if rates[0] <= rate <= rates[-1]:
-                height = np.interp(np.log(rate), np.log(rates), smoothed)
+                height = np.interp(rate, rates, smoothed)
                 axes.plot(rate, height, marker, color=color, markersize=8, label=label)
             else:
                 axes.plot([], [], marker, color=color, markersize=8, label=label)

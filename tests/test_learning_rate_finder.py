@@ -307,11 +307,10 @@ def test_mixed_precision_is_put_back():
 # Readings of the curve.
 
 
-def suggest(losses, rates=None, diverged=True, steps=None):
+def suggest(losses, rates=None, diverged=True):
     """The suggestions for a given smoothed curve."""
-    steps = steps or len(losses)
-    finder = LearningRateFinder(1e-5, 1.0, steps=steps)
-    finder.learning_rates = np.logspace(-5, 0, len(losses))
+    finder = LearningRateFinder(1e-5, 1.0, steps=len(losses))
+    finder.learning_rates = np.logspace(-5, 0, len(losses)) if rates is None else rates
     finder.losses = finder.smoothed_losses = np.array(losses, dtype=float)
     finder.diverged = diverged
     finder._suggest()
@@ -324,6 +323,9 @@ def test_steepest_and_minimum_over_10_of_known_curves():
     losses = -np.tanh(2 * (log_rates + 2)) + 2 * np.maximum(0, log_rates + 1.5)
     losses += 10 * np.exp(-((log_rates + 0.5) ** 2) / 0.001)
     assert suggest(losses).suggestions["steepest"] == pytest.approx(10**-2.0)
+    rates = np.linspace(0.01, 1.01, 101)
+    losses = -np.tanh(8 * (rates - 0.3)) + np.maximum(0, rates - 0.8)
+    assert suggest(losses, rates).suggestions["steepest"] == pytest.approx(0.3)
     losses = (log_rates + 1.5) ** 2
     assert suggest(losses).suggestions["minimum_over_10"] == pytest.approx(10**-2.5)
 
@@ -350,7 +352,7 @@ def test_longest_falling_against_all_subsequences():
 def test_valley_is_halfway_down_a_plain_slope():
     # 10 + 60 falling points + 30 rising ones + 5: the tenth and the last five do not count.
     losses = [*np.linspace(3, 2, 70), *np.linspace(2.1, 5, 30)]
-    finder = suggest(losses, steps=100)
+    finder = suggest(losses)
     position = np.log10(finder.suggestions["valley"]) / 5 + 1  # from 0 to 1
     assert position == pytest.approx((10 + 30) / 99, abs=1.5 / 99)
 
