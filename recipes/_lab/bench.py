@@ -10,6 +10,7 @@ import joblib
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from recipes._lab import picture
 from recipes._lab.errors import UserError
 from recipes._lab.recipe import code_fingerprint, load_module
 from recipes._lab.runs import DamagedRun, Run
@@ -17,6 +18,7 @@ from recipes._lab.runs import DamagedRun, Run
 # Seeds that report take no part in choosing learning rates: the search has seeds of its own.
 FIRST_REPORT_SEED = 0
 FIRST_TUNING_SEED = 1000
+SETTINGS = ("samples", "label_noise", "epochs", "batch_size")
 CLUSTER_SECONDS = 10  # How long a Dask scheduler may take to answer.
 
 
@@ -32,29 +34,33 @@ class Interrupted(Exception):
 def plan(recipe, experiments, seeds):
     """Return the runs of `experiments` for seeds 0 to `seeds - 1`.
 
-    All variants of a seed stand together, so that an interrupted bench has whole pairs.
+    All seeds of a variant stand together, because they share one traced graph.
     """
     return [
-        Run(
-            recipe=recipe.name,
-            recipe_path=str(recipe.path),
-            fingerprint=recipe.fingerprint,
-            experiment=experiment.name,
-            data=experiment.data,
-            samples=experiment.samples,
-            label_noise=experiment.label_noise,
-            epochs=experiment.epochs,
-            batch_size=experiment.batch_size,
-            variant=variant,
-            arguments={**experiment.arguments, **recipe.variants[variant]},
-            learning_rate=experiment.learning_rates[variant],
-            seed=seed,
-            measure=experiment.measure,
-        )
+        _run(recipe, experiment, variant, seed)
         for experiment in experiments
-        for seed in range(FIRST_REPORT_SEED, FIRST_REPORT_SEED + seeds)
         for variant in experiment.variants
+        for seed in range(FIRST_REPORT_SEED, FIRST_REPORT_SEED + seeds)
     ]
+
+
+def _run(recipe, experiment, variant, seed):
+    arguments = {**experiment.arguments, **recipe.variants[variant]}
+    settings = {name: getattr(experiment, name) for name in SETTINGS}
+    settings |= {name: arguments.pop(name) for name in SETTINGS if name in arguments}
+    return Run(
+        recipe=recipe.name,
+        recipe_path=str(recipe.path),
+        fingerprint=recipe.fingerprint,
+        experiment=experiment.name,
+        data=experiment.data,
+        variant=variant,
+        arguments=arguments,
+        learning_rate=experiment.learning_rates[variant],
+        seed=seed,
+        measure=experiment.measure,
+        **settings | experiment.overrides,
+    )
 
 
 def execute(runs, folder, jobs=1, cluster=None, fresh=False, show_progress=True):
@@ -94,6 +100,27 @@ def execute(runs, folder, jobs=1, cluster=None, fresh=False, show_progress=True)
         except KeyboardInterrupt:
             raise Interrupted(len(results), total) from None
     return results
+
+
+def illustrate(recipe, summary, folder):
+    """Let a recipe that has a function `illustrate(summary)` draw a picture of its own.
+
+    The function returns a matplotlib `Figure`. It runs in a process of its own, because it may need
+    Keras, which this one does without.
+    """
+    if hasattr(recipe.module, "illustrate"):
+        path = Path(folder) / f"{recipe.name}-illustration.png"
+        with _processes(1) as parallel:
+            list(parallel([joblib.delayed(_illustrate)(str(recipe.path), summary, path)]))
+
+
+def _illustrate(recipe_path, summary, path):
+    with silent_standard_error():
+        import keras
+
+        keras.version()
+        figure = load_module(recipe_path).illustrate(summary)
+    picture.save(figure, path)
 
 
 def default_jobs():
@@ -138,12 +165,17 @@ def _train_all(runs, jobs, cluster=None):
     if jobs <= 1:
         yield from map(_train, runs)
         return
+    with _processes(jobs) as parallel:
+        yield from parallel(joblib.delayed(_train)(run) for run in runs)
+
+
+@contextlib.contextmanager
+def _processes(jobs):
     with warnings.catch_warnings():
         # A worker that leaves while others train is joblib's to replace, and no one else's concern.
         warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
-        parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
         try:
-            yield from parallel(joblib.delayed(_train)(run) for run in runs)
+            yield joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
         finally:
             joblib.externals.loky.get_reusable_executor().shutdown(wait=True, kill_workers=True)
 

@@ -65,6 +65,7 @@ def _run(recipe, options):
     # The slowest part of a second call. The report is written last: it says that all is there.
     if not (png.exists() and report.is_written(summary, options.out)):
         picture.draw(summary, png)
+        bench.illustrate(recipe, summary, options.out)
         report.write(summary, runs, results, options.out)
     if options.record:
         record.write(summary, recipe.path)
@@ -107,12 +108,12 @@ def _override(experiment, options):
         rates = {v: r for v, r in rates.items() if v in (experiment.baseline, *options.variants)}
     if options.learning_rate is not None:
         rates = dict.fromkeys(rates, options.learning_rate)
-    epochs, samples = options.epochs or experiment.epochs, experiment.samples
+    overrides = {"epochs": options.epochs} if options.epochs else {}
     if options.quick:
-        epochs = options.epochs or min(QUICK["epochs"], experiment.epochs)
         every = data.DATASETS[experiment.data].train
-        samples = min(QUICK["samples"], experiment.samples or every, every)
-    return replace(experiment, learning_rates=rates, epochs=epochs, samples=samples)
+        overrides["epochs"] = options.epochs or min(QUICK["epochs"], experiment.epochs)
+        overrides["samples"] = min(QUICK["samples"], experiment.samples or every, every)
+    return replace(experiment, learning_rates=rates, overrides=overrides, **overrides)
 
 
 def _notes(options, recipe):

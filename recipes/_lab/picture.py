@@ -43,8 +43,12 @@ def draw(summary, path):
         _draw_curves(axes[1], experiment, score, colors)
         _draw_gradient_norms(axes[2], experiment, colors)
         _draw_differences(axes[3], experiment, f"test_{score}", colors, summary)
+    save(figure, path)
+
+
+def save(figure, path):
+    """Write a figure into a PNG file, the same bytes for the same figure."""
     buffer = io.BytesIO()
-    # No software or date in the file: the same report gives the same bytes.
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     write_bytes(path, buffer.getvalue())
 

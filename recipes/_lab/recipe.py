@@ -35,7 +35,9 @@ class Experiment:
     the baseline. `sweep` experiments run only on request. `measure` says whether the recipe's
     function of that name is called on each trained model, or names another one. Metrics whose name
     ends in `_milliseconds` come from a clock and differ from run to run. `arguments` go to
-    `build_model` for all variants, whose own come on top.
+    `build_model` for all variants, whose own come on top. A variant can have `samples`,
+    `label_noise`, `epochs` and `batch_size` of its own among its arguments; `overrides` wins over
+    those, and is for the command line.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Experiment:
     sweep: bool = False
     measure: bool | str = False
     arguments: dict = field(default_factory=dict)
+    overrides: dict = field(default_factory=dict)
 
     @property
     def variants(self):
@@ -64,6 +67,7 @@ class Claim:
 
     `at_least` is the smallest difference that counts, in the metric's unit; for "equal", the
     largest that still counts as none. `against_metric` is `metric` where nothing else is said.
+    `textbook` is the sentence of the textbooks that the claim puts to the test, if there is one.
     """
 
     text: str
@@ -74,6 +78,7 @@ class Claim:
     direction: str
     at_least: float
     against_metric: str | None = None
+    textbook: str | None = None
 
     def __post_init__(self):
         if self.direction not in ("higher", "lower", "equal"):

@@ -23,7 +23,7 @@ def path_of(recipe_path):
 
 def fingerprint(recipe_path):
     """Hash the recipe: its code, variants, experiments and claims, but not its text."""
-    return code_fingerprint(recipe_path.read_text(encoding="utf-8"), without=())
+    return code_fingerprint(recipe_path.read_text(encoding="utf-8"), without=("SYMPTOMS",))
 
 
 def write(summary, recipe_path):

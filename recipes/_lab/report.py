@@ -137,6 +137,7 @@ def _judge_claims(claims, experiments, by_variant):
     return [
         {
             "text": claim.text,
+            "textbook": claim.textbook,
             "experiment": claim.experiment,
             "variant": claim.variant,
             "against": claim.against,

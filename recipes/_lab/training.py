@@ -4,6 +4,7 @@ All runs use one thread and deterministic operations, so that a run gives the sa
 trains it: this process, one of several side by side, or another one tomorrow.
 """
 
+import functools
 import inspect
 import math
 import time
@@ -26,9 +27,11 @@ def train(run):
     start_afresh(run.seed)
     split = load(run)
     model = build(recipe, split, run)
-    norms, rates = GradientNorms(), LearningRateLogger()
-    evaluation, curves, seconds = fit(model, split, run, callbacks=[norms, rates])
-    metrics = {"diverged": diverged(curves)}
+    traced = traced_like(model)
+    norms, rates = _recorders(traced)
+    evaluation, curves, seconds = fit(traced, split, run, callbacks=[norms, rates])
+    copy_state(traced, model)
+    metrics = {"diverged": diverged(curves), "epochs": len(curves["fit_loss"]) - 1}
     for part in ("train", "validation", "test"):
         metrics.update(evaluation.measure(part))
     metrics["generalization_gap"] = generalization_gap(metrics)
@@ -73,13 +76,15 @@ def fit(model, split, run, callbacks=()):
     """
     evaluation = Evaluation(model, split)
     curves = Curves(evaluation)
+    of_recipe = make_callbacks(load_module(run.recipe_path), split, run)
     start = time.perf_counter()
     model.fit(
         training_batches(split.train, run),
         epochs=run.epochs,
         steps_per_epoch=steps_per_epoch(split.train, run.batch_size),
         shuffle=False,  # The batches come in the order that all variants share.
-        callbacks=[*callbacks, curves],
+        # What the recipe's own callbacks monitor is in the logs before they look.
+        callbacks=[*callbacks, curves, *of_recipe],
         verbose=0,
     )
     return evaluation, curves.history, time.perf_counter() - start
@@ -99,25 +104,90 @@ def generalization_gap(metrics):
 
 def build(recipe, split, run):
     """Build and compile the recipe's model for the data of `split`."""
-    outputs = {"classes": split.classes} if split.classes else {}
-    arguments = run.arguments
-    if hasattr(recipe, "prepare"):
-        # What only `prepare` names was about the data.
-        for_data = _named_by(recipe.prepare, arguments).keys()
-        for_model = _named_by(recipe.build_model, arguments).keys()
-        arguments = {k: v for k, v in arguments.items() if k in for_model or k not in for_data}
+    hooks = [
+        getattr(recipe, name) for name in ("prepare", "make_callbacks") if hasattr(recipe, name)
+    ]
+    of_hooks = {name for hook in hooks for name in _named_by(hook, run.arguments)}
+    arguments = _named_by(recipe.build_model, {**_lengths(split, run), **run.arguments})
+    # What nobody names goes to the model as well, which complains about it.
+    arguments |= {k: v for k, v in run.arguments.items() if k not in of_hooks}
+    if split.classes:
+        arguments["classes"] = split.classes
     model = recipe.build_model(
-        input_shape=split.input_shape,
-        **outputs,
-        **arguments,
-        learning_rate=run.learning_rate,
-        seed=run.seed,
+        input_shape=split.input_shape, **arguments, learning_rate=run.learning_rate, seed=run.seed
     )
     # Slots that the first training step had to create would make TensorFlow trace it twice.
     model.optimizer.build(model.trainable_variables)
     # One call for a whole epoch: on small models the calls from Python cost more than the steps.
     model.steps_per_execution = steps_per_epoch(split.train, run.batch_size)
     return model
+
+
+_last_traced = None
+
+
+def traced_like(model):
+    """Return the last model that trained, in the state of `model`, where both have one graph.
+
+    To trace a small model takes longer than to train it, and models of one variant differ in their
+    seeds alone. Where the graphs differ it is `model` itself that is returned, and kept for the
+    next one. A recipe's random numbers have to come from seeds that Keras keeps in variables, as
+    its layers do.
+    """
+    global _last_traced
+    if _last_traced is not None and _graph(_last_traced) == _graph(model):
+        copy_state(model, _last_traced)
+    else:
+        _last_traced = model
+    return _last_traced
+
+
+def copy_state(source, target):
+    """Give `target` the weights, the random state and the optimizer's state of `source`."""
+    if source is not target:
+        for new, variable in zip(_variables(source), _variables(target), strict=True):
+            variable.assign(new)
+
+
+def _graph(model):
+    """Return what the traced graph follows from: all settings but the seeds and a plain rate."""
+    settings = model.get_compile_config()
+    optimizer = settings["optimizer"]["config"]
+    if not isinstance(optimizer["learning_rate"], dict):
+        optimizer["learning_rate"] = None  # A variable, unlike a schedule.
+    return [_without_seeds(model.get_config()), settings, model.steps_per_execution]
+
+
+def _without_seeds(config):
+    if isinstance(config, dict):
+        return {key: _without_seeds(value) for key, value in config.items() if key != "seed"}
+    if isinstance(config, list | tuple):
+        return [_without_seeds(value) for value in config]
+    return config
+
+
+def _variables(model):
+    return [*model.variables, *model.optimizer.variables]
+
+
+@functools.lru_cache(maxsize=1)
+def _recorders(model):
+    """Return the callbacks of a model, whose hooks are part of its traced training step."""
+    return GradientNorms(), LearningRateLogger()
+
+
+def make_callbacks(recipe, split, run):
+    """Return the callbacks of a recipe that has `make_callbacks`, new ones for every run."""
+    if not hasattr(recipe, "make_callbacks"):
+        return []
+    settings = {**_lengths(split, run), **run.arguments}
+    return recipe.make_callbacks(**_named_by(recipe.make_callbacks, settings))
+
+
+def _lengths(split, run):
+    """Return what a schedule may need to know, for the functions of a recipe that name it."""
+    steps = steps_per_epoch(split.train, run.batch_size)
+    return {"steps_per_epoch": steps, "total_steps": run.epochs * steps}
 
 
 def _named_by(function, arguments):
@@ -161,18 +231,11 @@ class Evaluation:
     def __init__(self, model, split):
         self.split = split
         self.loss = keras.losses.get(model.loss)
-        self._forward = tf.function(
-            lambda x, y: self._outputs_and_loss(model, x, y),
-            input_signature=[
-                tf.TensorSpec((None, *split.input_shape), split.train.x.dtype),
-                tf.TensorSpec((None, *split.train.y.shape[1:]), split.train.y.dtype),
-            ],
-            autograph=False,
+        self._forward = _forward(
+            model,
+            tf.TensorSpec((None, *split.input_shape), split.train.x.dtype),
+            tf.TensorSpec((None, *split.train.y.shape[1:]), split.train.y.dtype),
         )
-
-    def _outputs_and_loss(self, model, x, y):
-        outputs = tf.cast(model(x, training=False), tf.float32)
-        return outputs, self.loss(y, outputs)
 
     def measure(self, part_name):
         """Return loss and accuracy, or loss and RMSE in the targets' original units.
@@ -208,12 +271,26 @@ class Evaluation:
         return outputs[:, 0] > threshold
 
 
+@functools.lru_cache(maxsize=1)
+def _forward(model, *signature):
+    """Return a function from inputs and targets to the outputs and the mean loss."""
+    loss_of = keras.losses.get(model.loss)
+
+    @tf.function(input_signature=signature, autograph=False)
+    def outputs_and_loss(x, y):
+        outputs = tf.cast(model(x, training=False), tf.float32)
+        return outputs, tf.reduce_mean(loss_of(y, outputs))
+
+    return outputs_and_loss
+
+
 class Curves(keras.callbacks.Callback):
     """Measures training and validation data before the first epoch and after each one.
 
     `history` is a dictionary of lists, each with one value for the untrained model and one for
     each epoch: the metrics of `Evaluation` in inference mode, and `fit_loss`, the loss that `fit`
-    reports (with dropout active and penalties added; nan for the untrained model).
+    reports (with dropout active and penalties added; nan for the untrained model). Callbacks that
+    come later find `val_loss` and `val_accuracy` or `val_rmse` in the epoch's logs.
     """
 
     def __init__(self, evaluation):
@@ -227,6 +304,9 @@ class Curves(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self.history["fit_loss"].append(float(logs["loss"]))
         self._measure()
+        for metric, values in self.history.items():
+            if metric.startswith("validation_"):
+                logs[f"val_{metric.removeprefix('validation_')}"] = values[-1]
 
     def _measure(self):
         for part in ("train", "validation"):

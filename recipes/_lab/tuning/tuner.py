@@ -57,11 +57,13 @@ class VariantModel(keras_tuner.HyperModel):
             on training and validation data, one value an epoch.
         """
         run = self._run(hp)
-        _, curves, _ = training.fit(model, self._data(run), run, callbacks)
+        traced = training.traced_like(model)
+        _, curves, _ = training.fit(traced, self._data(run), run, callbacks)
+        training.copy_state(traced, model)
         # `fit_loss` is the loss that Keras logged, and the first value is that of no epoch.
         measured = {name: values[1:] for name, values in curves.items() if name != "fit_loss"}
-        model.history.history = {**model.history.history, **measured}
-        return model.history
+        traced.history.history = {**traced.history.history, **measured}
+        return traced.history
 
     def worst_score(self, hp):
         """Return the score of a trial that diverged: as bad as a score can be, and finite.
