@@ -66,11 +66,17 @@ def test_variants_start_from_equal_weights_where_said(path):
     recipe = Recipe(path)
     for group in recipe.module.EQUAL_START:
         assert len(group) > 1
+        compared = set()
         for experiment in recipe.experiments.values():
-            models = list(build_variants(recipe, experiment, group).values())
+            present = set(group) & set(experiment.variants)
+            if len(present) < 2 or present <= compared:
+                continue  # To build deep networks takes seconds.
+            compared |= present
+            models = list(build_variants(recipe, experiment, present).values())
             for model in models[1:]:
                 for one, other in zip(models[0].weights, model.weights, strict=True):
                     np.testing.assert_array_equal(one, other, err_msg=f"{one.path}, {other.path}")
+        assert compared == set(group)
 
 
 @each_recipe

@@ -67,7 +67,8 @@ class Claim:
 
     `at_least` is the smallest difference that counts, in the metric's unit; for "equal", the
     largest that still counts as none. `against_metric` is `metric` where nothing else is said.
-    `textbook` is the sentence of the textbooks that the claim puts to the test, if there is one.
+    `textbook` is a sentence of the textbooks that is true as far as the claim holds, and
+    `against_textbook` one that is false as far as it does. Several claims may settle one sentence.
     """
 
     text: str
@@ -79,6 +80,7 @@ class Claim:
     at_least: float
     against_metric: str | None = None
     textbook: str | None = None
+    against_textbook: str | None = None
 
     def __post_init__(self):
         if self.direction not in ("higher", "lower", "equal"):

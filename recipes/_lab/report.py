@@ -138,6 +138,7 @@ def _judge_claims(claims, experiments, by_variant):
         {
             "text": claim.text,
             "textbook": claim.textbook,
+            "against_textbook": claim.against_textbook,
             "experiment": claim.experiment,
             "variant": claim.variant,
             "against": claim.against,
