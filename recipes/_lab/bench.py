@@ -56,7 +56,7 @@ def _run(recipe, experiment, variant, seed):
         data=experiment.data,
         variant=variant,
         arguments=arguments,
-        learning_rate=experiment.learning_rates[variant],
+        learning_rate=float(experiment.learning_rates[variant]),  # Keras takes no int.
         seed=seed,
         measure=experiment.measure,
         **settings | experiment.overrides,
