@@ -120,6 +120,8 @@ VARIANTS = {
 
 EQUAL_START = [list(VARIANTS)]
 
+SYMPTOMS = ["overfits"]
+
 EXPERIMENTS = {
     "noisy_digits": {
         "data": "digits",

@@ -6,6 +6,7 @@ A recipe hands over its file; everything that it claims and builds is read from 
     training.py      trains one variant with one seed
     runs.py          keeps finished runs on disk
     bench.py         plans the runs, trains the missing ones side by side
+    wording.py       says results in words and digits
     statistics.py    paired differences, Holm's correction, verdicts
     report.py        the table, report.json and the CSV files
     picture.py       the PNG

@@ -2,15 +2,14 @@
 
 import argparse
 import json
-import math
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from rich.console import Console
 
 import data
 from recipes._lab import bench, picture, record, report
+from recipes._lab.arguments import FAILED, INTERRUPTED, USER_ERROR, Parser, count, folder, rate
 from recipes._lab.errors import SearchFailed, UserError
 from recipes._lab.recipe import Recipe, choose
 from recipes._lab.runs import RunFolder, check_writable
@@ -19,9 +18,6 @@ from recipes._lab.tuning import command as tuning
 QUICK = {"epochs": 2, "samples": 200}
 QUICK_SEEDS = 2
 QUICK_NOTE = "QUICK: a smoke run. Its numbers say that the program works, nothing more."
-FAILED = 1
-USER_ERROR = 2
-INTERRUPTED = 130  # What a shell reports for a program that Ctrl-C ended.
 
 
 def main(path, arguments=None):
@@ -128,36 +124,31 @@ def _notes(options, recipe):
     return notes
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(message[0].upper() + message[1:])
-
-
 def _parse(recipe, arguments):
-    parser = _Parser(
+    parser = Parser(
         prog=f"python -m recipes.{recipe.name}",
         description=recipe.module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--seeds", type=_count, metavar="N", help="paired repeats (default: 5)")
-    add("--epochs", type=_count, metavar="N", help="instead of each experiment's own number")
+    add("--seeds", type=count, metavar="N", help="paired repeats (default: 5)")
+    add("--epochs", type=count, metavar="N", help="instead of each experiment's own number")
     add("--experiments", nargs="+", metavar="NAME", help=", ".join(recipe.experiments))
     add("--sweep", action="store_true", help="also run the experiments that take longer")
     add("--data", metavar="NAME", help="run on this data set")
     add("--variants", nargs="+", metavar="NAME", help=", ".join(recipe.variants))
-    add("--learning-rate", type=_rate, metavar="RATE", help="one rate for all variants")
-    add("--jobs", type=_count, metavar="N", help="processes side by side (default: all cores)")
+    add("--learning-rate", type=rate, metavar="RATE", help="one rate for all variants")
+    add("--jobs", type=count, metavar="N", help="processes side by side (default: all cores)")
     add("--cluster", metavar="ADDRESS", help="train on the workers of this Dask scheduler")
-    add("--out", type=_folder, metavar="DIR", help=f"results (default: runs/{recipe.name})")
+    add("--out", type=folder, metavar="DIR", help=f"results (default: runs/{recipe.name})")
     add("--fresh", action="store_true", help="train again what is finished")
     add("--quick", action="store_true", help="a smoke run of seconds; its numbers mean nothing")
     add("--json", action="store_true", help="print the report as JSON")
-    add("--tensorboard", type=_folder, metavar="DIR", help="also write the curves for TensorBoard")
+    add("--tensorboard", type=folder, metavar="DIR", help="also write the curves for TensorBoard")
     # For who maintains the recipes: a whole run becomes the result in the recipe's card.
     add("--record", action="store_true", help=argparse.SUPPRESS)
-    tuning.add_options(parser.add_argument_group("learning-rate search"), _count)
+    tuning.add_options(parser.add_argument_group("learning-rate search"), count)
     options = parser.parse_args(arguments)
     given = {name for name, value in vars(options).items() if value not in (None, False)}
     if options.record and given - {"record", "jobs", "out", "fresh", "json"}:
@@ -169,29 +160,5 @@ def _parse(recipe, arguments):
     if options.jobs is None:
         options.jobs = bench.default_jobs()
     if options.out is None:
-        options.out = _folder("runs") / recipe.name
+        options.out = folder("runs") / recipe.name
     return options
-
-
-def _count(text):
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1. Received: {text}")
-    return value
-
-
-def _rate(text):
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"must be a number above 0. Received: {text}")
-    return value
-
-
-def _folder(text):
-    return Path(text).expanduser()

@@ -3,16 +3,16 @@
 import io
 import math
 
-from recipes._lab import report, statistics
+from recipes._lab import wording
 from recipes._lab.runs import write_bytes
 
 # Okabe and Ito's palette, told apart by colour-blind readers. The baseline is grey everywhere.
 BASELINE_COLOR = "#6e6e6e"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 VERDICT_COLORS = {
-    statistics.SUPPORTED: "#00704f",
-    statistics.NO_CLEAR_DIFFERENCE: "#8a6d00",
-    statistics.CONTRADICTED: "#b03000",
+    wording.SUPPORTED: "#00704f",
+    wording.NO_CLEAR_DIFFERENCE: "#8a6d00",
+    wording.CONTRADICTED: "#b03000",
 }
 METRIC_LABELS = {"accuracy": "accuracy (%)", "rmse": "RMSE"}
 
@@ -35,9 +35,9 @@ def draw(summary, path):
     )[:, 0]
     _write_claims(rows[0], summary)
     for row, (name, experiment) in zip(rows[1:], experiments.items(), strict=True):
-        row.suptitle(f"{name}: {report.staging(experiment)}", fontsize=10, x=0.01, ha="left")
+        row.suptitle(f"{name}: {wording.staging(experiment)}", fontsize=10, x=0.01, ha="left")
         colors = colors_of[name]
-        score = report.main_metric(experiment)
+        score = wording.main_metric(experiment)
         axes = row.subplots(1, 4, width_ratios=[1, 1, 1, 1.45])
         _draw_curves(axes[0], experiment, "loss", colors)
         _draw_curves(axes[1], experiment, score, colors)
@@ -76,7 +76,7 @@ def _draw_curves(axes, experiment, metric, colors):
         for part, style in (("train", "--"), ("validation", "-")):
             curve = entry["curves"][f"{part}_{metric}"]
             mean, low, high = (
-                [_or_nan(report.scale(value, metric)) for value in curve[name]]
+                [_or_nan(wording.scale(value, metric)) for value in curve[name]]
                 for name in ("mean", "low", "high")
             )
             epochs = range(len(mean))
@@ -120,22 +120,22 @@ def _draw_differences(axes, experiment, metric, colors, summary):
     variants = list(experiment["variants"])
     for row, variant in enumerate(variants):
         entry = experiment["variants"][variant]
-        label = report.format_value(entry["metrics"][metric], metric.removeprefix("test_"))
+        label = wording.format_value(entry["metrics"][metric], metric.removeprefix("test_"))
         difference = entry["differences"].get(metric)
         if difference is None:
             text = f"baseline: {label}"
             axes.annotate(text, (0, row), (6, 0), textcoords="offset points", va="center", size=9)
             continue
-        values = [report.scale(v, metric) for v in difference["values"] if v is not None]
+        values = [wording.scale(v, metric) for v in difference["values"] if v is not None]
         axes.plot(values, [row + 0.22] * len(values), ".", color=colors[variant], alpha=0.6)
-        mean, low, high = (report.scale(difference[k], metric) for k in ("mean", "low", "high"))
+        mean, low, high = (wording.scale(difference[k], metric) for k in ("mean", "low", "high"))
         if mean is None:
             continue
         if low is not None:
             axes.plot([low, high], [row, row], color=colors[variant], linewidth=3)
         axes.plot(mean, row, "o", color=colors[variant], markersize=8)
         axes.annotate(
-            report.format_difference(difference, metric),
+            wording.format_difference(difference, metric),
             (mean, row),
             (0, 9),
             textcoords="offset points",
@@ -154,7 +154,7 @@ def _draw_differences(axes, experiment, metric, colors, summary):
     axes.set_ylim(len(variants) - 0.5, -0.6)
     axes.margins(x=0.15)
     unit = "points" if metric.endswith("accuracy") else "original units"
-    axes.set_xlabel(f"difference from the baseline ({unit}), {report.count_seeds(summary)}")
+    axes.set_xlabel(f"difference from the baseline ({unit}), {wording.count_seeds(summary)}")
     axes.set_title(metric.replace("_", " "), fontsize=9)
     _set_plain_frame(axes)
 
@@ -189,5 +189,5 @@ def _write_claims(row, summary):
         color = VERDICT_COLORS[claim["verdict"]]
         axes.text(0.0, line, claim["verdict"], color=color, fontweight="bold", size=10, va="center")
         axes.text(0.15, line, claim["text"], size=10, va="center")
-        evidence = report.describe_evidence(claim)
+        evidence = wording.describe_evidence(claim)
         axes.text(1.0, line, evidence, size=10, va="center", ha="right")

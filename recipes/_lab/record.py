@@ -7,7 +7,7 @@ enough for version control. `Measured:` in the card is made from it and from not
 import json
 import textwrap
 
-from recipes._lab import report
+from recipes._lab import wording
 from recipes._lab.recipe import code_fingerprint
 from recipes._lab.runs import write_text
 
@@ -55,7 +55,7 @@ def measured(record):
     """Return the text of the card's section `Measured:`, one paragraph a claim."""
     versions = record["versions"]
     lines = [
-        f"{claim['verdict'].capitalize()}: {claim['text']} ({report.describe_evidence(claim)})."
+        f"{claim['verdict'].capitalize()}: {claim['text']} ({wording.describe_evidence(claim)})."
         for claim in record["claims"]
     ]
     lines.append(

@@ -15,6 +15,14 @@ from rich.text import Text
 
 from recipes._lab import statistics
 from recipes._lab.runs import versions, write_text
+from recipes._lab.wording import (
+    count_seeds,
+    describe_evidence,
+    format_difference,
+    format_value,
+    main_metric,
+    staging,
+)
 
 REPORT = "report.json"
 
@@ -276,16 +284,6 @@ def show(summary, folder, console):
     )
 
 
-def staging(experiment):
-    """Say in words what data an experiment trained on."""
-    samples = f"{experiment['samples']:,}" if experiment["samples"] else "all"
-    labels = f"{experiment['label_noise']:.0%} wrong" if experiment["label_noise"] else "clean"
-    return (
-        f"{experiment['data']}, {samples} training samples, {labels} labels, "
-        f"{experiment['epochs']} epochs of batches of {experiment['batch_size']}"
-    )
-
-
 def _experiment_table(name, experiment, summary):
     """One line a variant; narrow enough for a terminal of 80 columns."""
     score = main_metric(experiment)
@@ -318,63 +316,3 @@ def _claims_table(summary):
             f"{claim['text']}: {describe_evidence(claim)}",
         )
     return table
-
-
-def describe_evidence(claim):
-    """Say what was measured for a claim: "+13.2 [+11.3, +15.1] points, p < .001"."""
-    difference = format_difference(claim["difference"], claim["metric"])
-    if claim["metric"].endswith("accuracy"):
-        difference += " points"
-    if claim["metric"].endswith("_milliseconds"):
-        difference += " ms"
-    p = claim["p_adjusted"]
-    if p is None or claim["difference"]["low"] == claim["difference"]["high"]:
-        return difference
-    return f"{difference}, p " + ("< .001" if p < 0.001 else f"= {p:.3f}".replace("0.", "."))
-
-
-def count_seeds(summary):
-    """Say how many seeds stand behind the report."""
-    count = len(summary["seeds"])
-    return f"{count} seeds, paired" if count > 1 else "1 seed: no interval, no verdict"
-
-
-def main_metric(experiment):
-    """Return "accuracy" or "rmse", whichever the experiment is scored by."""
-    metrics = next(iter(experiment["variants"].values()))["metrics"]
-    return "accuracy" if "test_accuracy" in metrics else "rmse"
-
-
-def format_value(interval, metric, half_width=True):
-    """Format a mean, with its half-width if asked: "94.1 ± 0.6" for accuracy in percent."""
-    mean, low, high = (scale(interval[part], metric) for part in ("mean", "low", "high"))
-    if mean is None:
-        return "not finite"
-    if low is None or not half_width:
-        return _digits(mean, metric)
-    return f"{_digits(mean, metric)} ± {_digits((high - low) / 2, metric)}"
-
-
-def format_difference(interval, metric):
-    """Format a difference with its interval: "+13.1 [+10.6, +15.6]" for accuracy in points."""
-    mean, low, high = (scale(interval[part], metric) for part in ("mean", "low", "high"))
-    if mean is None:
-        return "not finite"
-    if low is None:
-        return _digits(mean, metric, sign="+")
-    if low == high:
-        return f"{_digits(mean, metric, sign='+' if mean else '')} in every run"
-    low, high = (_digits(value, metric, sign="+") for value in (low, high))
-    return f"{_digits(mean, metric, sign='+')} [{low}, {high}]"
-
-
-def scale(value, metric):
-    """Return accuracies in percent and everything else as it is."""
-    in_percent = metric.endswith("accuracy") or metric == "generalization_gap"
-    return value * 100 if in_percent and value is not None else value
-
-
-def _digits(value, metric, sign=""):
-    if metric.endswith("accuracy"):
-        return f"{value:{sign}.1f}"
-    return f"{value:{sign}.3g}"

@@ -6,12 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
+from recipes._lab.wording import CONTRADICTED, NO_CLEAR_DIFFERENCE, SUPPORTED
+
 CONFIDENCE = 0.95
 SIGNIFICANCE = 0.05
-
-SUPPORTED = "supported"
-NO_CLEAR_DIFFERENCE = "no clear difference"
-CONTRADICTED = "contradicted"
 
 
 class Interval(NamedTuple):

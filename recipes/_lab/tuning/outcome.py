@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from recipes._lab import report, statistics
+from recipes._lab import report, statistics, wording
 from recipes._lab.runs import versions, write_text
 from recipes._lab.tuning.search import read_trials
 
@@ -216,7 +216,7 @@ def _heading(name, experiment, summary):
     unit = "%" if experiment["metric"].endswith("accuracy") else "RMSE"
     seeds = len(summary["seeds"])
     of_seeds = f"{seeds} seeds" if seeds > 1 else "1 seed: no interval"
-    return f"{name}: {report.staging(experiment)}; validation {unit}, {of_seeds}"
+    return f"{name}: {wording.staging(experiment)}; validation {unit}, {of_seeds}"
 
 
 def _table(experiment, summary):
@@ -240,5 +240,5 @@ def _cell(rate, metric, seeds):
         of_seeds = f"{rate['diverged']} of {seeds} " if rate["diverged"] < seeds else ""
         return Text(f"{of_seeds}diverged  ", style="red")
     style = "bold green" if rate["mark"] == BEST else ""
-    text = report.format_value(rate, metric).replace(" ± ", "±")
+    text = wording.format_value(rate, metric).replace(" ± ", "±")
     return Text(f"{text} {MARKS[rate['mark']]}", style=style)

@@ -2,7 +2,7 @@
 
 import io
 
-from recipes._lab import picture, report
+from recipes._lab import picture, wording
 from recipes._lab.runs import write_bytes
 
 COLUMNS = 2
@@ -36,7 +36,7 @@ def _draw_experiment(axes, name, experiment, summary):
     metric = experiment["metric"].removeprefix("validation_")
     colors = picture.variant_colors(summary["experiments"])[name]
     scores = [
-        report.scale(trial["score"], metric)
+        wording.scale(trial["score"], metric)
         for found in experiment["variants"].values()
         for rate in found["rates"]
         for trial in rate["seeds"]
@@ -62,7 +62,7 @@ def _draw_experiment(axes, name, experiment, summary):
     seeds = len(summary["seeds"])
     interval = f"mean and 95% interval of {seeds} seeds" if seeds > 1 else "1 seed"
     axes.set_ylabel(f"validation {picture.METRIC_LABELS[metric]}, {interval}")
-    axes.set_title(f"{name}: {report.staging(experiment)}", fontsize=9, loc="left", wrap=True)
+    axes.set_title(f"{name}: {wording.staging(experiment)}", fontsize=9, loc="left", wrap=True)
     axes.legend(fontsize=8, frameon=False, loc="best")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -72,18 +72,18 @@ def _draw_experiment(axes, name, experiment, summary):
 def _draw_variant(axes, found, metric, color, shift, bad_end):
     rates = [rate["learning_rate"] * shift for rate in found["rates"]]
     entries = list(zip(rates, found["rates"], strict=True))
-    means = [report.scale(entry["mean"], metric) for entry in found["rates"]]
+    means = [wording.scale(entry["mean"], metric) for entry in found["rates"]]
     # A rate at which a seed diverged has no mean: the line has a gap there.
     axes.plot(rates, [float("nan") if m is None else m for m in means], "o-", color=color, ms=5)
     for rate, entry in entries:
         if entry["low"] is not None:
-            interval = [report.scale(entry[part], metric) for part in ("low", "high")]
+            interval = [wording.scale(entry[part], metric) for part in ("low", "high")]
             axes.plot([rate, rate], interval, color=color, linewidth=1.5, alpha=0.55)
         if entry["learning_rate"] == found["best"]:
-            best = report.scale(entry["mean"], metric)
+            best = wording.scale(entry["mean"], metric)
             axes.plot(rate, best, "*", color=color, markersize=17, markeredgecolor="white")
         finite = [trial["score"] for trial in entry["seeds"] if not trial["diverged"]]
-        values = [report.scale(score, metric) for score in finite]
+        values = [wording.scale(score, metric) for score in finite]
         axes.plot([rate] * len(values), values, ".", color=color, markersize=3, alpha=0.7)
         # The more seeds diverged, the more crosses.
         start, step = bad_end
