@@ -152,7 +152,7 @@ def _draw_differences(axes, experiment, metric, colors, summary):
         tick.set_color(colors[variant])
         tick.set_fontweight("bold")
     axes.set_ylim(len(variants) - 0.5, -0.6)
-    axes.margins(x=0.15)
+    axes.margins(x=0.25)  # Room for the labels of what lies outermost.
     unit = "points" if metric.endswith("accuracy") else "original units"
     axes.set_xlabel(f"difference from the baseline ({unit}), {wording.count_seeds(summary)}")
     axes.set_title(metric.replace("_", " "), fontsize=9)

@@ -28,11 +28,13 @@ def describe_evidence(claim):
 def describe_difference(claim):
     """Say how large the difference is that a claim is about: "+13.2 [+11.3, +15.1] points"."""
     difference = format_difference(claim["difference"], claim["metric"])
-    if claim["metric"].endswith("accuracy"):
-        difference += " points"
-    if claim["metric"].endswith("_milliseconds"):
-        difference += " ms"
-    return difference
+    unit = ""
+    if _in_percent(claim["metric"]):
+        unit = " points"
+    elif claim["metric"].endswith("_milliseconds"):
+        unit = " ms"
+    value, in_every_run, _ = difference.partition(" in every run")
+    return f"{value}{unit}{in_every_run}"
 
 
 def count_seeds(summary):
@@ -71,12 +73,15 @@ def format_difference(interval, metric):
 
 
 def scale(value, metric):
-    """Return accuracies in percent and everything else as it is."""
-    in_percent = metric.endswith("accuracy") or metric == "generalization_gap"
-    return value * 100 if in_percent and value is not None else value
+    """Return accuracies and their gaps in percent and everything else as it is."""
+    return value * 100 if _in_percent(metric) and value is not None else value
+
+
+def _in_percent(metric):
+    return metric.endswith("accuracy") or metric == "generalization_gap"
 
 
 def _digits(value, metric, sign=""):
-    if metric.endswith("accuracy"):
+    if _in_percent(metric):
         return f"{value:{sign}.1f}"
     return f"{value:{sign}.3g}"
