@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import time
@@ -14,7 +15,7 @@ import pytest
 import data
 from callbacks import GradientNorms, LearningRateLogger
 from recipes import dropout
-from recipes._lab import bench, command_line, picture, training
+from recipes._lab import bench, command_line, picture, report, training
 from recipes._lab.recipe import Recipe, code_fingerprint, parse_card
 from recipes._lab.runs import DamagedRun, RunFolder, write_text
 from tests.conftest import PROJECT, run_python, start_python
@@ -508,6 +509,22 @@ def test_quick_is_marked_and_small(tmp_path, capsys):
     report = read_report(tmp_path)
     assert report["seeds"] == [0, 1]
     assert "QUICK" in report["notes"][0]
+
+
+def test_csv_leaves_empty_what_a_run_does_not_measure():
+    runs = [SimpleNamespace(key=key, experiment=key, variant="plain", seed=0) for key in ("a", "b")]
+    curves = [
+        {"fit_loss": [math.nan, 2.0], "train_accuracy": [0.1, 0.5]},
+        {"fit_loss": [math.nan, 3.0], "train_rmse": [9.0, 8.0]},
+    ]
+    results = {run.key: {"curves": of_run} for run, of_run in zip(runs, curves, strict=True)}
+    assert report._epochs_table(runs, results).splitlines() == [
+        "experiment,variant,seed,epoch,fit_loss,train_accuracy,train_rmse",
+        "a,plain,0,0,,0.1,",
+        "a,plain,0,1,2.0,0.5,",
+        "b,plain,0,0,,,9.0",
+        "b,plain,0,1,3.0,,8.0",
+    ]
 
 
 def test_csv_holds_every_epoch_of_every_run(finished):

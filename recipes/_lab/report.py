@@ -215,13 +215,15 @@ def _as_json(summary):
 
 def _epochs_table(runs, results):
     """One line a run and epoch. Epoch 0 is the untrained model, which has no `fit_loss`."""
-    names = list(results[runs[0].key]["curves"])
+    # An accuracy in one experiment can be an RMSE in another.
+    names = list(dict.fromkeys(name for run in runs for name in results[run.key]["curves"]))
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["experiment", "variant", "seed", "epoch", *names])
     for run in runs:
         curves = results[run.key]["curves"]
-        for epoch, values in enumerate(zip(*(curves[name] for name in names), strict=True)):
+        for epoch in range(len(curves["fit_loss"])):
+            values = [curves[name][epoch] if name in curves else math.nan for name in names]
             row = ["" if math.isnan(value) else value for value in values]
             writer.writerow([run.experiment, run.variant, run.seed, epoch, *row])
     return text.getvalue()
