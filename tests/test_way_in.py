@@ -41,6 +41,9 @@ def entry(name, symptoms=(), claims=None):
     made = {
         "claims": claims,
         "seeds": [0, 1],
+        "notes": [],
+        "versions": {"keras": "3.15.1", "tensorflow": "2.21.0"},
+        "machine": "Linux x86_64, 2 cores",
         "experiments": {"main": {**experiment, "variants": {"none": result}}},
         "seconds": {"main": {"none": 1.5}},
     }
