@@ -6,6 +6,7 @@ The page holds all that it shows: it needs no network, and no program but a brow
 import base64
 import io
 import json
+import re
 from html import escape
 from pathlib import Path
 from string import Template
@@ -136,6 +137,11 @@ def _textbook(entries):
     )
 
 
+def _with_code(text):
+    """Return text as HTML, with what stands between backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
 def _verdict(claim):
     verdict = claim["verdict"]
     kind = verdict.replace(" ", "-")
@@ -196,7 +202,7 @@ class Shown:
         """Return the recipe's card, pictures and command."""
         entry = self.entry
         sections = {
-            name: escape(" ".join(entry.card[name].split()))
+            name: _with_code(" ".join(entry.card[name].split()))
             for name in CARD_SECTIONS
             if entry.card.get(name) and name not in ("Measured", "Run")
         }
