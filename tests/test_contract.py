@@ -117,8 +117,10 @@ def test_stored_rates_are_positive_and_every_variant_is_used(path):
 
 @each_recipe
 def test_record_stays_small(path):
-    assert record.path_of(path).stat().st_size < 200_000
-    json.loads(record.path_of(path).read_text())
+    file = record.path_of(path)
+    if file.exists():  # A recipe that has none yet keeps all the other promises.
+        assert file.stat().st_size < 200_000
+        json.loads(file.read_text())
 
 
 @each_recipe

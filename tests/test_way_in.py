@@ -1,6 +1,7 @@
 """`python -m recipes`: what a person meets who comes with a problem and not with a technique."""
 
 import ast
+import inspect
 import json
 import re
 import signal
@@ -14,9 +15,20 @@ import pytest
 
 import callbacks
 from recipes._lab import record
-from recipes._lab.collection import batch, catalogue, command, copies, index, readme, textbook
+from recipes._lab.collection import (
+    batch,
+    catalogue,
+    command,
+    copies,
+    index,
+    notebook,
+    readme,
+    skeleton,
+    textbook,
+)
 from recipes._lab.errors import UserError
 from recipes._lab.recipe import Recipe
+from tests import test_contract as contract
 from tests.conftest import PROJECT, run_python
 
 PATHS = catalogue.paths()
@@ -41,6 +53,9 @@ def entry(name, symptoms=(), claims=None):
     made = {
         "claims": claims,
         "seeds": [0, 1],
+        "notes": [],
+        "versions": {"keras": "3.15.1", "tensorflow": "2.21.0"},
+        "machine": "Linux x86_64, 2 cores",
         "experiments": {"main": {**experiment, "variants": {"none": result}}},
         "seconds": {"main": {"none": 1.5}},
     }
@@ -161,6 +176,9 @@ def test_seconds_leave_out_sweeps_and_count_shared_runs_once():
         (["run", "dropout", "--seeds", "0"], "0"),
         (["copy", "dropuot", "somewhere"], "dropuot"),
         (["copy", "dropout"], "DEST"),
+        (["notebook", "dropuot"], "dropuot"),
+        (["new", "Mixed Case"], "Mixed Case"),
+        (["new", "dropout"], "overwrites nothing"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence(arguments, said, capsys, tmp_path, monkeypatch):
@@ -380,6 +398,129 @@ def test_copy_overwrites_nothing(tmp_path, capsys):
     assert mine.read_text() == "mine" and list(tmp_path.iterdir()) == [mine]
     assert command.main(["copy", "dropout", str(mine)]) == 2  # A file is no folder.
     assert capsys.readouterr().err.count("\n") == 1
+
+
+# new
+
+
+def test_a_new_recipe_keeps_every_promise_at_once(tmp_path):
+    path = skeleton.write("label_smoothing", tmp_path)
+    promises = [
+        promise
+        for name, promise in vars(contract).items()
+        if name.startswith("test_") and "path" in inspect.signature(promise).parameters
+    ]
+    assert len(promises) >= 8
+    for promise in promises:
+        promise(path)
+    test_every_recipe_has_symptoms_and_a_problem(path)
+    test_printed_lines_name_what_the_recipe_has(path)
+    ruff = [sys.executable, "-m", "ruff"]
+    for check in (["check"], ["format", "--check"]):
+        done = subprocess.run([*ruff, *check, "--config", PROJECT / "pyproject.toml", path])
+        assert done.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["Dropout", "a-b", "_lab", "x.py", "../x", "class", "json", ""])
+def test_new_refuses_names_that_could_not_be_a_recipe(name, tmp_path):
+    with pytest.raises(UserError, match="NAME must"):
+        skeleton.write(name, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_new_overwrites_nothing(tmp_path):
+    path = skeleton.write("mixup", tmp_path)
+    path.write_text("mine")
+    with pytest.raises(UserError, match="overwrites nothing"):
+        skeleton.write("mixup", tmp_path)
+    assert path.read_text() == "mine"
+
+
+# notebook
+
+
+def test_a_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    """In a kernel of Jupyter's, in a folder from which the project cannot be reached."""
+    nbformat = pytest.importorskip("nbformat", reason="no test without nbclient and ipykernel")
+    nbclient = pytest.importorskip("nbclient", reason="no test without nbclient and ipykernel")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")  # This Python's kernel, and no other's.
+    recipe = catalogue.find("dropout")
+    made = notebook.build(recipe, options=" --quick --jobs 1")
+    made["cells"][6]["source"] = made["cells"][6]["source"].replace("epochs=30", "epochs=1")
+    read = nbformat.reads(json.dumps(made), as_version=4)
+    nbformat.validate(read)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(read, timeout=300, resources=resources).execute()
+    *_, measured = read.cells
+    printed = "".join(output.get("text", "") for output in measured.outputs)
+    assert "QUICK" in printed and recipe.title in printed.replace("\n", " ")
+    assert any("image/png" in output.get("data", {}) for output in measured.outputs)
+    used = tmp_path / notebook.DISTRIBUTION / "recipes" / "dropout.py"
+    assert used.read_text().strip() == recipe.path.read_text().strip()
+
+
+@each_recipe
+def test_a_notebook_holds_card_source_and_command(path):
+    found = catalogue.read(path)
+    made = notebook.build(found)
+    assert json.dumps(made) == json.dumps(notebook.build(found))  # Nothing depends on the clock.
+    text, *_ = (cell["source"] for cell in made["cells"])
+    for section in found.card.values():
+        assert section.split()[-1] in text
+    sources = [cell["source"] for cell in made["cells"] if cell["cell_type"] == "code"]
+    assert path.read_text() in sources[2]
+    assert f"-m recipes.{path.stem}\n" in sources[-1]
+    for source in sources[1:]:
+        if not source.startswith("%%"):
+            ast.parse(re.sub(r"^!.*", "", source, flags=re.M))
+
+
+def test_the_notebook_installs_what_the_project_needs(monkeypatch):
+    declared = notebook.requirements()
+    assert any(requirement.startswith("tensorflow>=") for requirement in declared)
+    # As an installed package knows it, which is no checkout.
+    monkeypatch.setattr(notebook, "PROJECT", PROJECT / "nowhere")
+    monkeypatch.setattr(
+        notebook.metadata, "requires", lambda name: ["keras>=3", 'ruff; extra == "test"']
+    )
+    assert notebook.requirements() == ["keras>=3"]
+
+
+def test_notebook_overwrites_nothing(tmp_path, capsys):
+    assert command.main(["notebook", "dropout", str(tmp_path)]) == 0
+    (tmp_path / "dropout.ipynb").write_text("mine")
+    assert command.main(["notebook", "dropout", str(tmp_path)]) == 2
+    assert (tmp_path / "dropout.ipynb").read_text() == "mine"
+
+
+# report and claims; what the page looks like is in test_html.py
+
+
+def test_report_names_a_damaged_run(tmp_path, capsys):
+    (tmp_path / "dropout").mkdir()
+    (tmp_path / "dropout" / "report.json").write_text("{")
+    assert command.main(["report", "--runs", str(tmp_path)]) == 2
+    assert "report.json is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_report_is_one_file_without_addresses_of_the_network(tmp_path, capsys):
+    assert command.main(["report", "--runs", str(tmp_path)]) == 0
+    text = (tmp_path / "report.html").read_text()
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+    assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?(https?:)?//""", text)
+    assert all(f'id="{path.stem}"' in text for path in PATHS)
+
+
+def test_claims_of_textbooks_are_grouped_by_verdict(capsys):
+    claims = [recorded_claim("Help"), recorded_claim("Harm", verdict="contradicted")]
+    textbook.show([entry("first", claims=claims)])
+    output = capsys.readouterr().out
+    assert output.index("SUPPORTED") < output.index("Help") < output.index("CONTRADICTED")
+    assert output.index("CONTRADICTED") < output.index("Harm")
+    textbook.show([])
+    assert "No recorded claim" in capsys.readouterr().out
 
 
 # README

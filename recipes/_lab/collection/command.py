@@ -73,6 +73,19 @@ def _parse(arguments):
     add("name", metavar="NAME", help="the recipe")
     add("folder", type=folder, metavar="DEST", help="a folder; made where there is none")
 
+    add = command("notebook", _write_notebook, "write a notebook that runs where only pip is")
+    add("name", metavar="NAME", help="the recipe")
+    add("folder", type=folder, metavar="DEST", nargs="?", default=Path(), help="(default: here)")
+
+    command("claims", _show_textbook_claims, "what textbooks say, and what was measured for it")
+
+    add = command("report", _write_page, "write one HTML page about all recipes")
+    add("--runs", type=folder, metavar="DIR", default=Path("runs"), help="(default: runs)")
+    add("--out", type=Path, metavar="FILE", help="(default: DIR/report.html)")
+
+    add = command("new", _write_skeleton, "write the skeleton of a new recipe")
+    add("name", metavar="NAME", help="the technique's, such as label_smoothing")
+
     command("readme", _update_readme, "write the tables of README.md again, from the records")
     return parser.parse_args(arguments)
 
@@ -98,3 +111,27 @@ def _update_readme(options):
     from recipes._lab.collection import readme
 
     readme.update()
+
+
+def _write_notebook(options):
+    from recipes._lab.collection import notebook
+
+    notebook.write(options.name, options.folder)
+
+
+def _show_textbook_claims(options):
+    from recipes._lab.collection import textbook
+
+    textbook.show(catalogue.read_all())
+
+
+def _write_page(options):
+    from recipes._lab.collection import page
+
+    page.write(options.runs, options.out or options.runs / "report.html")
+
+
+def _write_skeleton(options):
+    from recipes._lab.collection import skeleton
+
+    skeleton.explain(skeleton.write(options.name))

@@ -98,15 +98,21 @@ def named_callbacks(source):
     return [module for name, module in callbacks._FILES.items() if name in words]
 
 
+def has_function(entry, name):
+    """Return whether a recipe defines the function `name`."""
+    return name in _functions(entry)
+
+
+def _functions(entry):
+    tree = ast.parse(entry.path.read_text(encoding="utf-8"))
+    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
 def usage(entry):
     """Return the three lines that use a copied recipe, with the settings of its first claim."""
-    functions = {
-        node.name: node
-        for node in ast.parse(entry.path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.FunctionDef)
-    }
+    functions = _functions(entry)
     build, make_callbacks = functions["build_model"], functions.get("make_callbacks")
-    experiment, variant = _shown(entry)
+    experiment, variant = shown(entry)
     settings = {**experiment.get("arguments", {}), **entry.constants["VARIANTS"][variant]}
     training = {key: experiment[key] for key in ("epochs", "batch_size")}
     training |= {key: settings.pop(key) for key in training if key in settings}
@@ -134,7 +140,7 @@ def usage(entry):
     ]
 
 
-def _shown(entry):
+def shown(entry):
     """Return the experiment and the variant of the first claim, as the recipe declares them."""
     experiments = entry.constants["EXPERIMENTS"]
     for claim in entry.constants["CLAIMS"]:
