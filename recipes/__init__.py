@@ -11,21 +11,33 @@ import os
 import sys
 
 
-class _LoadOnFirstUse(importlib.abc.MetaPathFinder):
+class _LoadOnFirstUse(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Lets the first `import keras` return at once; Keras and TensorFlow load when first used.
 
     A recipe says `import keras` as any program does, and that takes six seconds. The process that
     prints results has no use for it: workers train. `importlib.util.LazyLoader` does the work.
+    A recipe that needs TensorFlow at the top loads both, Keras first: the other way round, each
+    would find the other half loaded.
     """
 
     def find_spec(self, name, path=None, target=None):
-        if name != "keras":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            spec.loader = importlib.util.LazyLoader(spec.loader)
-        return spec
+        if name == "keras":
+            spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+            if spec is not None and spec.loader is not None:
+                spec.loader = importlib.util.LazyLoader(spec.loader)
+            return spec
+        if name == "tensorflow":
+            sys.meta_path.remove(self)
+            # To look is to load Keras, and TensorFlow with it, unless Keras is what asks for it.
+            if hasattr(sys.modules.get("keras"), "version"):
+                return importlib.machinery.ModuleSpec(name, self)
+        return None
+
+    def create_module(self, spec):
+        return sys.modules[spec.name]
+
+    def exec_module(self, module):
+        pass
 
 
 # TensorFlow reports every absent GPU library on the terminal; errors still come as exceptions.

@@ -110,7 +110,7 @@ def illustrate(recipe, summary, folder):
     """
     if hasattr(recipe.module, "illustrate"):
         path = Path(folder) / f"{recipe.name}-illustration.png"
-        with _processes(1) as parallel:
+        with _processes(2) as parallel:  # One would be this process itself.
             list(parallel([joblib.delayed(_illustrate)(str(recipe.path), summary, path)]))
 
 

@@ -167,7 +167,9 @@ def _without_seeds(config):
 
 
 def _variables(model):
-    return [*model.variables, *model.optimizer.variables]
+    # Nadam keeps its product of momenta as an attribute that is not among its variables.
+    own = [value for value in vars(model.optimizer).values() if isinstance(value, keras.Variable)]
+    return [*model.variables, *model.optimizer.variables, *own]
 
 
 @functools.lru_cache(maxsize=1)
