@@ -27,8 +27,6 @@ from recipes._lab.collection import (
     textbook,
 )
 from recipes._lab.errors import UserError
-from recipes._lab.recipe import Recipe
-from tests import test_contract as contract
 from tests.conftest import PROJECT, run_python
 
 PATHS = catalogue.paths()
@@ -96,6 +94,8 @@ def test_every_recipe_has_symptoms_and_a_problem(path):
 
 @each_recipe
 def test_catalogue_reads_what_an_import_gives(path):
+    from recipes._lab.recipe import Recipe
+
     found, recipe = catalogue.read(path), Recipe(path)
     assert (found.title, found.card) == (recipe.title, recipe.card)
     for name in ("VARIANTS", "EXPERIMENTS", "CLAIMS", "SYMPTOMS"):
@@ -404,6 +404,8 @@ def test_copy_overwrites_nothing(tmp_path, capsys):
 
 
 def test_a_new_recipe_keeps_every_promise_at_once(tmp_path):
+    from tests import test_contract as contract  # Imports Keras, which nothing else here needs.
+
     path = skeleton.write("label_smoothing", tmp_path)
     promises = [
         promise
