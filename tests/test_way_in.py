@@ -59,8 +59,8 @@ def entry(name, symptoms=(), claims=None):
     }
     card = {"Problem": "Nothing helps. Not even this."}
     path = catalogue.FOLDER / f"{name}.py"
-    constants = {"SYMPTOMS": list(symptoms)}
-    return catalogue.Entry(path, f"{name}: it helps", card, constants, claims and made)
+    source = f"SYMPTOMS = {list(symptoms)}\n"
+    return catalogue.Entry(path, f"{name}: it helps", card, source, claims and made)
 
 
 # The index
@@ -98,8 +98,9 @@ def test_catalogue_reads_what_an_import_gives(path):
 
     found, recipe = catalogue.read(path), Recipe(path)
     assert (found.title, found.card) == (recipe.title, recipe.card)
-    for name in ("VARIANTS", "EXPERIMENTS", "CLAIMS", "SYMPTOMS"):
+    for name in ("VARIANTS", "EQUAL_START", "EXPERIMENTS", "SYMPTOMS"):
         assert found.constants[name] == getattr(recipe.module, name)
+    assert found.claims == recipe.module.CLAIMS
 
 
 @pytest.mark.parametrize(
@@ -190,9 +191,12 @@ def test_a_mistake_ends_in_one_sentence(arguments, said, capsys, tmp_path, monke
 
 
 def test_a_damaged_record_or_recipe_is_named(tmp_path):
-    (tmp_path / "broken.py").write_text("VARIANTS = {")
+    (tmp_path / "broken.py").write_text('"""Broken: it has no end.')
     with pytest.raises(UserError, match=r"broken\.py cannot be read"):
         catalogue.read_all(tmp_path)
+    (tmp_path / "broken.py").write_text('"""Broken: in the middle."""\nSYMPTOMS = ["slow"\nX = 1\n')
+    with pytest.raises(UserError, match="SYMPTOMS cannot be read"):
+        index.show(catalogue.read_all(tmp_path))
     (tmp_path / "broken.py").write_text('"""Broken: it is whole now."""')
     file = record.path_of(tmp_path / "broken.py")
     file.parent.mkdir()
