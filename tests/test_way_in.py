@@ -27,8 +27,6 @@ from recipes._lab.collection import (
     textbook,
 )
 from recipes._lab.errors import UserError
-from recipes._lab.recipe import Recipe
-from tests import test_contract as contract
 from tests.conftest import PROJECT, run_python
 
 PATHS = catalogue.paths()
@@ -61,8 +59,8 @@ def entry(name, symptoms=(), claims=None):
     }
     card = {"Problem": "Nothing helps. Not even this."}
     path = catalogue.FOLDER / f"{name}.py"
-    constants = {"SYMPTOMS": list(symptoms)}
-    return catalogue.Entry(path, f"{name}: it helps", card, constants, claims and made)
+    source = f"SYMPTOMS = {list(symptoms)}\n"
+    return catalogue.Entry(path, f"{name}: it helps", card, source, claims and made)
 
 
 # The index
@@ -96,10 +94,13 @@ def test_every_recipe_has_symptoms_and_a_problem(path):
 
 @each_recipe
 def test_catalogue_reads_what_an_import_gives(path):
+    from recipes._lab.recipe import Recipe
+
     found, recipe = catalogue.read(path), Recipe(path)
     assert (found.title, found.card) == (recipe.title, recipe.card)
-    for name in ("VARIANTS", "EXPERIMENTS", "CLAIMS", "SYMPTOMS"):
+    for name in ("VARIANTS", "EQUAL_START", "EXPERIMENTS", "SYMPTOMS"):
         assert found.constants[name] == getattr(recipe.module, name)
+    assert found.claims == recipe.module.CLAIMS
 
 
 @pytest.mark.parametrize(
@@ -190,9 +191,12 @@ def test_a_mistake_ends_in_one_sentence(arguments, said, capsys, tmp_path, monke
 
 
 def test_a_damaged_record_or_recipe_is_named(tmp_path):
-    (tmp_path / "broken.py").write_text("VARIANTS = {")
+    (tmp_path / "broken.py").write_text('"""Broken: it has no end.')
     with pytest.raises(UserError, match=r"broken\.py cannot be read"):
         catalogue.read_all(tmp_path)
+    (tmp_path / "broken.py").write_text('"""Broken: in the middle."""\nSYMPTOMS = ["slow"\nX = 1\n')
+    with pytest.raises(UserError, match="SYMPTOMS cannot be read"):
+        index.show(catalogue.read_all(tmp_path))
     (tmp_path / "broken.py").write_text('"""Broken: it is whole now."""')
     file = record.path_of(tmp_path / "broken.py")
     file.parent.mkdir()
@@ -404,6 +408,8 @@ def test_copy_overwrites_nothing(tmp_path, capsys):
 
 
 def test_a_new_recipe_keeps_every_promise_at_once(tmp_path):
+    from tests import test_contract as contract  # Imports Keras, which nothing else here needs.
+
     path = skeleton.write("label_smoothing", tmp_path)
     promises = [
         promise

@@ -1,6 +1,7 @@
 """Finds the recipes and reads their cards and records without importing them, so in no time."""
 
 import ast
+import functools
 import json
 import re
 from dataclasses import dataclass
@@ -46,15 +47,25 @@ class Entry:
         path: The recipe's file.
         title: "Dropout: silence random units while training, ...".
         card: Dictionary from section to text.
-        constants: Dictionary of the recipe's module constants that need no library.
+        source: The text of the file.
         record: The recorded result, or None where nothing has been recorded.
     """
 
     path: Path
     title: str
     card: dict
-    constants: dict
+    source: str
     record: dict | None
+
+    @functools.cached_property
+    def constants(self):
+        """Dictionary of the module's constants that need no library, but for CLAIMS."""
+        return constants(self.source, without=("CLAIMS",))
+
+    @property
+    def claims(self):
+        """The recipe's CLAIMS."""
+        return constants(self.source)["CLAIMS"]
 
     @property
     def name(self):
@@ -91,11 +102,14 @@ def read(path):
     """Return the `Entry` of one recipe file; raise `UserError` where it cannot be read."""
     path = Path(path)
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        source = path.read_text(encoding="utf-8")
+        # The card alone: to parse whole recipes would take most of the index's time.
+        end_of_card = source.find('"""', 3) + 3
+        tree = ast.parse(source[:end_of_card] if end_of_card > 3 else source)
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"{path} cannot be read as a recipe: {error}.") from error
     title, card = parse_card(ast.get_docstring(tree) or "")
-    return Entry(path, title, card, constants(tree), _read_record(path))
+    return Entry(path, title, card, source, _read_record(path))
 
 
 def find(name, folder=FOLDER):
@@ -106,18 +120,22 @@ def find(name, folder=FOLDER):
     return read(Path(folder) / f"{name}.py")
 
 
-def constants(tree):
+# An assignment to UPPERCASE names, with the indented or closing lines that go on with it.
+_ASSIGNMENT = re.compile(r"^([A-Z][A-Z0-9_, ]*) = .*\n(?:(?:[ \t\])}].*)?\n)*", re.MULTILINE)
+
+
+def constants(source, without=()):
     """Return the values of a module's UPPERCASE constants, as far as they need no import."""
     found = {}
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            name = node.targets[0].id
-            if name.isupper():
-                try:
-                    # One namespace, because a comprehension sees no other.
-                    found[name] = eval(compile(ast.Expression(node.value), "", "eval"), found)
-                except NameError:
-                    continue  # It needs NumPy or Keras, and nothing that is read here does.
+    for assignment in _ASSIGNMENT.finditer(source + "\n"):
+        if assignment[1] not in without:
+            try:
+                # One namespace, because a comprehension sees no other.
+                exec(compile(assignment[0], assignment[1], "exec"), found)
+            except NameError:
+                continue  # It needs NumPy or Keras, and nothing that is read here does.
+            except SyntaxError as error:
+                raise UserError(f"{assignment[1]} cannot be read: {error}.") from error
     found.pop("__builtins__", None)
     return found
 

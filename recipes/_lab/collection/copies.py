@@ -2,10 +2,12 @@
 
 import ast
 import itertools
+import json
 import re
 from pathlib import Path
 
 import callbacks
+import data
 from recipes._lab.collection import catalogue
 from recipes._lab.errors import UserError
 from recipes._lab.runs import check_writable, write_text
@@ -19,9 +21,8 @@ OF_THE_BENCH = {"EQUAL_START", "EXPERIMENTS", "CLAIMS", "SYMPTOMS", "illustrate"
 def copy(name, folder):
     """Copy the recipe called `name` into `folder`, and print the lines that use it."""
     entry = catalogue.find(name)
-    source = entry.path.read_text(encoding="utf-8")
-    files = {f"{name}.py": copyable(source)}
-    for module in named_callbacks(source):
+    files = {f"{name}.py": copyable(entry.source)}
+    for module in named_callbacks(entry.source):
         files[f"{module}.py"] = (CALLBACKS / f"{module}.py").read_text(encoding="utf-8")
     check_writable("DEST", folder)
     there = [str(folder / file) for file in files if (folder / file).exists()]
@@ -36,7 +37,7 @@ def copy(name, folder):
 def copyable(source):
     """Return a recipe's source without what only the bench reads: claims, experiments, `main`."""
     tree = ast.parse(source)
-    unwanted = OF_THE_BENCH | _measuring_functions(tree)
+    unwanted = OF_THE_BENCH | _measuring_functions(source)
     dropped = [n for n in tree.body if _bound_by(n) & unwanted or _is_main_guard(n)]
     kept = [node for node in tree.body if node not in dropped]
     # Something that the top uses stays, whoever else reads it.
@@ -67,8 +68,8 @@ def copyable(source):
     return "".join(parts).rstrip() + "\n"
 
 
-def _measuring_functions(tree):
-    experiments = catalogue.constants(tree).get("EXPERIMENTS", {})
+def _measuring_functions(source):
+    experiments = catalogue.constants(source).get("EXPERIMENTS", {})
     values = [experiment.get("measure", False) for experiment in experiments.values()]
     return {"measure", *(value for value in values if isinstance(value, str))}
 
@@ -104,7 +105,7 @@ def has_function(entry, name):
 
 
 def _functions(entry):
-    tree = ast.parse(entry.path.read_text(encoding="utf-8"))
+    tree = ast.parse(entry.source)
     return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
@@ -113,16 +114,17 @@ def usage(entry):
     functions = _functions(entry)
     build, make_callbacks = functions["build_model"], functions.get("make_callbacks")
     experiment, variant = shown(entry)
-    settings = {**experiment.get("arguments", {}), **entry.constants["VARIANTS"][variant]}
+    # Without what the experiment stages for all variants alike.
+    settings = dict(entry.constants["VARIANTS"][variant])
     training = {key: experiment[key] for key in ("epochs", "batch_size")}
     training |= {key: settings.pop(key) for key in training if key in settings}
     steps = f"-(-len(x) // {training['batch_size']})"  # Rounded up.
     given = {
         "input_shape": "x.shape[1:]",
-        "classes": "int(y.max()) + 1",
+        "classes": "int(y.max()) + 1" if data.DATASETS[experiment["data"]].classes else "None",
         "steps_per_epoch": steps,
         "total_steps": f"{training['epochs']} * {steps}",
-        **{key: repr(value) for key, value in settings.items()},
+        **{key: _as_code(value) for key, value in settings.items()},
         "learning_rate": repr(experiment["learning_rates"][variant]),
     }
     of_model = _call("build_model", build, given)
@@ -141,23 +143,34 @@ def usage(entry):
 
 
 def shown(entry):
-    """Return the experiment and the variant of the first claim, as the recipe declares them."""
+    """Return the experiment and the variant to start from, as the recipe declares them.
+
+    That is the side which the first claim on a score expects to be the better one.
+    """
     experiments = entry.constants["EXPERIMENTS"]
-    for claim in entry.constants["CLAIMS"]:
-        experiment = experiments[claim["experiment"]]
-        baseline = next(iter(experiment["learning_rates"]))
-        for variant in (claim["variant"], claim["against"]):
-            if variant != baseline:
-                return experiment, variant
+    for claim in entry.claims:
+        score = claim["metric"].endswith(("accuracy", "loss", "rmse"))
+        if score and claim["direction"] != "equal":
+            higher_is_better = claim["metric"].endswith("accuracy")
+            better = (claim["direction"] == "higher") == higher_is_better
+            variant = claim["variant"] if better else claim["against"]
+            return experiments[claim["experiment"]], variant
     experiment = next(iter(experiments.values()))
     return experiment, list(experiment["learning_rates"])[-1]
+
+
+def _as_code(value):
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def _call(name, function, given):
     defaults = dict(
         zip(
             [argument.arg for argument in function.args.args][::-1],
-            [ast.unparse(default) for default in function.args.defaults][::-1],
+            [
+                _as_code(ast.literal_eval(d)) if isinstance(d, ast.Constant) else ast.unparse(d)
+                for d in function.args.defaults
+            ][::-1],
             strict=False,
         )
     )

@@ -70,7 +70,7 @@ def build(entry, options=""):
         _code(f"%pip install --quiet {quoted}"),
         _code(UNPACK.format(packed=pack(), distribution=DISTRIBUTION), hidden=True),
         _text("## The recipe\n\nChange it, run this cell and those below it again."),
-        _code(f"%%writefile recipes/{entry.path.name}\n{entry.path.read_text(encoding='utf-8')}"),
+        _code(f"%%writefile recipes/{entry.path.name}\n{entry.source}"),
     ]
     if not copies.has_function(entry, "prepare"):
         cells += [_text("## Its model, in a program of your own"), _code(_use(entry))]
