@@ -38,7 +38,7 @@ Measured:   Supported: Through 8 layers, tanh keeps more of dL/dz a layer than t
             No clear difference: 8 layers of ReLU reach a higher test accuracy with He's weights
               than Glorot's (+1.3 [+0.3, +2.4] points, p = .076).
             Contradicted: 2 layers reach the same test accuracy with the sigmoid as with ReLU (-3.0
-              [-5.0, -1.0] points, p = 1.000).
+              [-5.0, -1.0] points).
             Supported: In 10 epochs, the sigmoid less 1/2 reaches a lower training loss than the
               sigmoid (-0.0999 [-0.119, -0.0809], p < .001).
             Supported: From biases of -3, softplus has a smaller share of dead units than ReLU (-1

@@ -28,7 +28,7 @@ Measured:   Supported: After 51 steps, each at its best rate, normalization rais
             No clear difference: Without gamma and beta, test accuracy after 51 steps is lower (-0.2
               [-0.7, +0.3] points, p = .338).
             Contradicted: With batches of 2, each at its best rate, normalization lowers test
-              accuracy (+73.2 [+70.3, +76.2] points, p < .001).
+              accuracy (+73.2 [+70.3, +76.2] points).
             Supported: After 51 steps, a momentum of 0.99 spoils inference with the same weights
               (-79.0 [-85.8, -72.2] points, p < .001).
             Supported: Removing the layers at inference lowers test accuracy (-74.4 [-80.3, -68.4]

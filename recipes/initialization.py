@@ -33,7 +33,7 @@ Measured:   Supported: Through 20 ReLU layers, He's weights keep more of dL/dz a
             No clear difference: 20 ReLU layers from zeros reach a lower test accuracy than from
               Glorot's (-19.0 [-38.5, +0.4] points, p = .160).
             Contradicted: 20 tanh layers reach the same test accuracy from He's weights as from
-              Glorot's (+3.0 [+0.6, +5.4] points, p = .510).
+              Glorot's (+3.0 [+0.6, +5.4] points).
             Supported: 20 sigmoid layers do no better from He's weights than from Glorot's (0.0
               points in every run).
             Supported: Of 64 units that start equal, fewer differ after training than of random ones

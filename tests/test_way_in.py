@@ -33,7 +33,7 @@ PATHS = catalogue.paths()
 each_recipe = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
 
 
-def recorded_claim(textbook=None, verdict="supported", mean=0.02, metric="test_accuracy"):
+def recorded_claim(textbook=None, verdict="supported", mean=0.02, metric="test_accuracy", **more):
     return {
         "text": "A warm start raises test accuracy",
         "textbook": textbook,
@@ -41,6 +41,7 @@ def recorded_claim(textbook=None, verdict="supported", mean=0.02, metric="test_a
         "difference": {"mean": mean, "low": mean - 0.01, "high": mean + 0.01},
         "p_adjusted": 0.004,
         "verdict": verdict,
+        **more,
     }
 
 
@@ -519,12 +520,34 @@ def test_report_is_one_file_without_addresses_of_the_network(tmp_path, capsys):
     assert all(f'id="{path.stem}"' in text for path in PATHS)
 
 
-def test_claims_of_textbooks_are_grouped_by_verdict(capsys):
-    claims = [recorded_claim("Help"), recorded_claim("Harm", verdict="contradicted")]
+@pytest.mark.parametrize(
+    ("claims", "verdict"),
+    [
+        ([("textbook", "supported")], "true"),
+        ([("textbook", "supported"), ("against_textbook", "contradicted")], "true"),
+        ([("textbook", "supported"), ("textbook", "no clear difference")], "half true"),
+        ([("textbook", "supported"), ("textbook", "contradicted")], "half true"),
+        ([("textbook", "supported"), ("against_textbook", "supported")], "half true"),
+        ([("textbook", "contradicted")], "false"),
+        ([("against_textbook", "supported")], "false"),
+        ([("against_textbook", "supported"), ("textbook", "no clear difference")], "false"),
+        ([("textbook", "no clear difference")], "not shown"),
+        ([("against_textbook", "no clear difference")], "not shown"),
+    ],
+)
+def test_sentence_is_as_true_as_the_claims_that_settle_it(claims, verdict):
+    recorded = [recorded_claim(verdict=of_claim, **{key: "S"}) for key, of_claim in claims]
+    (sentence,) = textbook.sentences([entry("first", claims=recorded), entry("second")])
+    assert sentence.verdict == verdict
+
+
+def test_sentences_of_textbooks_are_grouped_by_verdict(capsys):
+    claims = [recorded_claim("Harm", verdict="contradicted"), recorded_claim("Help")]
     textbook.show([entry("first", claims=claims)])
     output = capsys.readouterr().out
-    assert output.index("SUPPORTED") < output.index("Help") < output.index("CONTRADICTED")
-    assert output.index("CONTRADICTED") < output.index("Harm")
+    assert output.index("TRUE") < output.index("Help") < output.index("FALSE")
+    assert output.index("FALSE") < output.index("Harm")
+    assert "python -m recipes.first" in output
     textbook.show([])
     assert "No recorded claim" in capsys.readouterr().out
 
@@ -556,10 +579,11 @@ def test_textbook_sentences_come_with_their_verdict():
         entry("first", claims=[recorded_claim("Pipes | help", verdict="contradicted"), old]),
         entry("second"),
     ]
-    assert len(textbook.claims(entries)) == 1
+    assert len(textbook.sentences(entries)) == 1
     *_, line = readme.textbook_table(entries).splitlines()
-    assert line.startswith("| Pipes \\| help | A warm start raises test accuracy: +2.0 [")
-    assert "| contradicted |" in line
+    assert line.startswith(
+        "| Pipes \\| help | false | A warm start raises test accuracy: contradicted, +2.0 ["
+    )
 
 
 def test_markers_that_are_missing_are_named():

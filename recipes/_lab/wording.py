@@ -19,7 +19,9 @@ def staging(experiment):
 def describe_evidence(claim):
     """Say what was measured for a claim: "+13.2 [+11.3, +15.1] points, p < .001"."""
     p = claim["p_adjusted"]
-    if p is None or claim["difference"]["low"] == claim["difference"]["high"]:
+    # A p-value of the claim says nothing more where the interval says the opposite.
+    opposite = claim["verdict"] == CONTRADICTED
+    if p is None or opposite or claim["difference"]["low"] == claim["difference"]["high"]:
         return describe_difference(claim)
     digits = "< .001" if p < 0.001 else f"= {p:.3f}".replace("0.", ".")
     return f"{describe_difference(claim)}, p {digits}"

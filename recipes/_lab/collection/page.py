@@ -116,13 +116,18 @@ def _filter(value, label, count):
 
 
 def _textbook(entries):
-    rows = [
-        f'<tr data-symptoms="{escape(", ".join(entry.symptoms))}">'
-        f"<td>{escape(claim['textbook'])}</td><td>{_verdict(claim)}</td>"
-        f"<td>{escape(claim['text'])}: {escape(wording.describe_evidence(claim))}</td>"
-        f'<td><a href="#{entry.name}">{entry.name}</a></td></tr>'
-        for entry, claim in textbook.claims(entries)
-    ]
+    rows = []
+    for sentence in textbook.sentences(entries):
+        symptoms = sorted({symptom for entry in sentence.recipes for symptom in entry.symptoms})
+        measured = "<br>".join(
+            escape(textbook.describe(entry, claim)) for entry, claim in sentence.evidence
+        )
+        links = " ".join(f'<a href="#{e.name}">{e.name}</a>' for e in sentence.recipes)
+        rows.append(
+            f'<tr data-symptoms="{escape(", ".join(symptoms))}">'
+            f"<td>{escape(sentence.text)}</td><td>{escape(sentence.verdict)}</td>"
+            f"<td>{measured}</td><td>{links}</td></tr>"
+        )
     if not rows:
         return ""
     return "\n".join(

@@ -2,7 +2,6 @@
 
 import re
 
-from recipes._lab import wording
 from recipes._lab.collection import catalogue, textbook
 from recipes._lab.errors import UserError
 from recipes._lab.runs import write_text
@@ -49,17 +48,17 @@ def recipes_table(entries):
 
 
 def textbook_table(entries):
-    """Return one line a textbook sentence: what was measured, verdict, recipe."""
+    """Return one line a textbook sentence: verdict, what was measured, the recipe that does it."""
     rows = [
         [
-            claim["textbook"],
-            f"{claim['text']}: {wording.describe_evidence(claim)}",
-            claim["verdict"],
-            f"[{entry.name}](recipes/{entry.path.name})",
+            sentence.text,
+            sentence.verdict,
+            "<br>".join(textbook.describe(entry, claim) for entry, claim in sentence.evidence),
+            " ".join(f"[{e.name}](recipes/{e.path.name})" for e in sentence.recipes),
         ]
-        for entry, claim in textbook.claims(entries)
+        for sentence in textbook.sentences(entries)
     ]
-    return _table(("textbooks say", "tested as, and measured", "verdict", "recipe"), rows)
+    return _table(("textbooks say", "verdict", "tested as, and measured", "recipe"), rows)
 
 
 def _table(head, rows):
