@@ -34,10 +34,10 @@ class Experiment:
     `learning_rates` names the variants that take part, in the order of the table; the first is
     the baseline. `sweep` experiments run only on request. `measure` says whether the recipe's
     function of that name is called on each trained model, or names another one. Metrics whose name
-    ends in `_milliseconds` come from a clock and differ from run to run. `arguments` go to
-    `build_model` for all variants, whose own come on top. A variant can have `samples`,
-    `label_noise`, `epochs` and `batch_size` of its own among its arguments; `overrides` wins over
-    those, and is for the command line.
+    ends in `_milliseconds` or `_time_ratio` come from a clock and differ from run to run.
+    `arguments` go to `build_model` for all variants, whose own come on top. A variant can have
+    `samples`, `label_noise`, `epochs` and `batch_size` of its own among its arguments; `overrides`
+    wins over those, and is for the command line.
     """
 
     name: str
