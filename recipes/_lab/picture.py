@@ -54,12 +54,24 @@ def save(figure, path):
 
 
 def variant_colors(experiments):
-    """Return the color of each variant in each experiment: the same one wherever it appears."""
+    """Return the color of each variant in each experiment: the same one wherever it appears.
+
+    Variants that meet in an experiment have different colors, as long as there are enough.
+    """
     baselines = {experiment["baseline"] for experiment in experiments.values()}
     names = dict.fromkeys(v for e in experiments.values() for v in e["variants"])
     others = [name for name in names if name not in baselines]
     others += [name for name in names if name in baselines]
-    colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(others)}
+    colors = {}
+    for name in others:
+        meets = {v for e in experiments.values() if name in e["variants"] for v in e["variants"]}
+        met = [colors[v] for v in meets if v in colors]
+        # The first of the colors that meet it least, and then of those that are used least.
+        _, _, place = min(
+            (met.count(color), list(colors.values()).count(color), place)
+            for place, color in enumerate(COLORS)
+        )
+        colors[name] = COLORS[place]
     return {
         name: {**colors, experiment["baseline"]: BASELINE_COLOR}
         for name, experiment in experiments.items()
