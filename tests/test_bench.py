@@ -511,6 +511,20 @@ def test_quick_is_marked_and_small(tmp_path, capsys):
     assert "QUICK" in report["notes"][0]
 
 
+def test_variants_that_meet_have_different_colors():
+    names = [f"variant_{number}" for number in range(9)]
+    experiments = {
+        "first": {"baseline": "none", "variants": dict.fromkeys(["none", *names[:7]])},
+        "second": {"baseline": "none", "variants": dict.fromkeys(["none", *names[5:]])},
+    }
+    colors = picture.variant_colors(experiments)
+    for name, experiment in experiments.items():
+        of_variants = [colors[name][variant] for variant in experiment["variants"]]
+        assert len(set(of_variants)) == len(of_variants)
+        assert colors[name]["none"] == picture.BASELINE_COLOR
+    assert all(colors["first"][name] == colors["second"][name] for name in names)
+
+
 def test_csv_leaves_empty_what_a_run_does_not_measure():
     runs = [SimpleNamespace(key=key, experiment=key, variant="plain", seed=0) for key in ("a", "b")]
     curves = [
