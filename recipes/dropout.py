@@ -193,6 +193,7 @@ CLAIMS = [
         "metric": "test_accuracy",
         "direction": "higher",
         "at_least": 0.01,
+        "textbook": "Dropout improves generalization.",
     },
     {
         "text": "Dropout of inputs and hidden units does so too",
@@ -220,6 +221,7 @@ CLAIMS = [
         "metric": "test_accuracy",
         "direction": "higher",
         "at_least": 0.01,
+        "textbook": "Dropout improves generalization.",
     },
     {
         "text": "On 4,000 clean samples and as many updates, dropout lowers test accuracy",
@@ -229,6 +231,7 @@ CLAIMS = [
         "metric": "test_accuracy",
         "direction": "lower",
         "at_least": 0.01,
+        "against_textbook": "Dropout improves generalization.",
     },
     {
         "text": "On 4,000 clean samples and four times the updates, a rate of 0.3 raises it",
@@ -238,6 +241,7 @@ CLAIMS = [
         "metric": "test_accuracy",
         "direction": "higher",
         "at_least": 0.01,
+        "textbook": "Dropout improves generalization.",
     },
     {
         "text": "One random mask predicts worse than all units together",
@@ -267,6 +271,7 @@ CLAIMS = [
         "metric": "inference_difference",
         "direction": "equal",
         "at_least": 0.0,
+        "against_textbook": "At test time the weights have to be multiplied by the rate.",
     },
 ]
 

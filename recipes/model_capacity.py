@@ -19,9 +19,9 @@ Caveat:     Where each has the learning rate that is best on validation data, a 
             `random_labels` one rate that fits the training data is given and not searched, because
             validation would choose one that stops before the end. Elsewhere the rates come from
             `python -m recipes.model_capacity --tune --experiments clean noisy --learning-rates
-            0.001:0.316:6`, those of clean from the
-            same with `--experiments clean` and `0.003:3:7`. 90% wrong labels of ten classes are random labels: each is as likely
-            as any other, whatever the image.
+            0.001:0.316:6`, those of clean from the same with `--experiments clean` and `0.003:3:7`.
+            90% wrong labels of ten classes are random labels: each is as likely as any other,
+            whatever the image.
 Reference:  Zhang, Bengio, Hardt, Recht, Vinyals (2017), Understanding Deep Learning Requires
             Rethinking Generalization, arXiv:1611.03530, sections 2 and 4. Nakkiran, Kaplun, Bansal,
             Yang, Barak, Sutskever (2019), Deep Double Descent, arXiv:1912.02292, section 5.
