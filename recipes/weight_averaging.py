@@ -8,12 +8,11 @@ Technique:  Training goes on as it is; beside it an average of the weights is ke
             Stochastic weight averaging (SWA): the plain mean of the weights after each epoch,
             from some epoch on.
 Claim:      At a learning rate that is too high to settle, the exponential average does as well as a
-            rate that decays to zero; that it beats the last weights, by three or four points in the
-            mean, is not clear from five seeds, and against a constant rate that was searched
-            nothing is left of it. An average that spans more steps than were made still holds the
-            first ones, and lags behind: its training loss is higher. With batch normalization,
-            statistics computed again raise the accuracy of the mean over epochs in the mean, not
-            clearly.
+            rate that decays to zero; that it beats the last weights there, by three or four points
+            in the mean, is not clear from five seeds. Against a constant rate that was searched it
+            gains a point. An average that spans more steps than were made still holds the first
+            ones, and lags behind: its training loss is higher. With batch normalization, statistics
+            computed again raise the accuracy of the mean over epochs in the mean, not clearly.
 Costs:      A copy of the weights; for EMA also a multiplication for each weight and step.
 Start at:   SGD(..., use_ema=True, ema_momentum=0.99), Keras's default, where an average over 100
             steps is short against the whole training. A constant rate, higher than the best one
