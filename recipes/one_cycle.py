@@ -9,7 +9,7 @@ Claim:      What one cycle gains over the best constant rate, three points in th
             to do as well as the constant.
 Costs:      Nothing in time. The length has to be fixed beforehand: there is no stopping early, and
             no going on.
-Start at:   A maximum of two to five times the best constant rate, or where the range test turns;
+Start at:   A maximum of two to three times the best constant rate, or where the range test turns;
             30% of the steps for the rise.
 Caveat:     This is the form of fastai and PyTorch: two halves of a cosine, reaching the end at the
             last step. The paper's has straight lines and a third phase. In graph mode, a callback

@@ -121,7 +121,9 @@ def find(name, folder=FOLDER):
 
 
 # An assignment to UPPERCASE names, with the indented or closing lines that go on with it.
-_ASSIGNMENT = re.compile(r"^([A-Z][A-Z0-9_, ]*)(?:\[.*\])? = .*\n(?:(?:[ \t\])}].*)?\n)*", re.MULTILINE)
+_ASSIGNMENT = re.compile(
+    r"^([A-Z][A-Z0-9_, ]*)(?:\[.*\])? = .*\n(?:(?:[ \t\])}].*)?\n)*", re.MULTILINE
+)
 
 
 def constants(source, without=()):
