@@ -24,7 +24,7 @@ Costs:      Time, memory, one more number to tune.
 Start at:   The value to try first, and the next one.
 Caveat:     Where it does not help, and the traps of Keras's own version of it.
             The learning rates are to come from `python -m recipes.$name --tune`.
-Reference:  Authors (year), Title, where it appeared, section.
+Reference:  Authors (year), Title, where it appeared, section 1.
 Run:        python -m recipes.$name
 Measured:   Nothing yet: `python -m recipes.$name --record` writes the result here.
 """
