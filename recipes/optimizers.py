@@ -17,8 +17,7 @@ Start at:   Adam or AdamW 0.001, SGD with momentum 0.9 at 0.01 to 0.1, Lion a th
 Caveat:     Keras's Adagrad starts its sum at 0.1 where the paper has 0: with small gradients it is
             SGD at about three times the rate. The epsilon of Keras's Adam comes before the
             correction of the bias, so that at a gradient of 1e-8 a first step is 29 times shorter
-            than by the paper's algorithm. Keras does not save Nadam's product of momenta: training
-            that is resumed steps otherwise. AdamW and Muon bring a weight decay of 0.004. The rates
+            than by the paper's algorithm. AdamW and Muon bring a weight decay of 0.004. The rates
             of `searched` and `newer_searched` come from `python -m recipes.optimizers --tune
             --experiments searched newer_searched --learning-rates 0.0001:1:9`; the other settings
             stay at their defaults. In `wilson` theory says that the rate does not matter, but for

@@ -167,9 +167,9 @@ def test_measures_are_ratios_to_the_plain_way(monkeypatch):
     metrics = recipe.measure(recipe.build_model((4, 4), 3), split)
     assert metrics["plain_time_ratio"] == 1.0
     assert metrics["batch_256_time_ratio"] > 0
-    # Five epochs: one to start, two rounds of two.
-    reached = trained(x=X, y=Y, epochs=1)
     assert set(metrics) == {
-        f"{name}_{what}" for name in ways for what in ("start_milliseconds", "ratio", "accuracy")
+        f"{name}_{what}"
+        for name in ways
+        for what in ("start_milliseconds", "time_ratio", "accuracy")
     }
-    assert 0 <= metrics["plain_accuracy"] <= 1 and reached is not None
+    assert 0 <= metrics["plain_accuracy"] <= 1

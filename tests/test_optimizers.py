@@ -1,5 +1,7 @@
 """Holds Keras's optimizers to the formulas of their papers, and Wilson's data to their theory."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -156,19 +158,6 @@ def test_numbers_kept_for_each_weight(name, slots):
     assert sum(v.shape == (4, 5) for v in optimizer.variables) == slots
 
 
-def test_nadam_steps_otherwise_when_resumed_from_its_variables():
-    """Its product of momenta is not among them, so that no saved model has it."""
-    first, second = recipe.make_optimizer("nadam", RATE), recipe.make_optimizer("nadam", RATE)
-    steps_of(first, np.ones((3, 1)))
-    variable = keras.Variable(np.zeros(1, "float32"))
-    second.build([variable])
-    for one, other in zip(first.variables, second.variables, strict=True):
-        other.assign(one)
-    second.apply([tf.constant([1.0])], [variable])
-    unbroken = steps_of(recipe.make_optimizer("nadam", RATE), np.ones((4, 1)))[-1, 0]
-    assert abs(float(variable[0]) - unbroken) > 0.02 * RATE
-
-
 def test_default_rates_are_those_of_keras():
     experiments = recipe.EXPERIMENTS
     for name in ("default_rates", "newer_defaults"):
@@ -189,21 +178,14 @@ def test_adam_goes_to_the_wrong_end_and_amsgrad_to_the_right_one():
     """
     ends = {}
     for amsgrad in (False, True):
-        optimizer = keras.optimizers.Adam(0.1, beta_1=0.0, beta_2=0.1, amsgrad=amsgrad)
+        optimizer = keras.optimizers.Adam(0.5, beta_1=0.0, beta_2=0.1, amsgrad=amsgrad)
         x = keras.Variable(0.0)
         optimizer.build([x])
 
-        @tf.function
-        def play(optimizer=optimizer, x=x):
-            for t in tf.range(600):
-                gradient = tf.where(t % 3 == 0, 3.0, -1.0)
-                rate = 0.5 / tf.sqrt(tf.cast(t + 1, "float32"))
-                before = x.value + 0.0
-                optimizer.apply([gradient], [x])
-                # The optimizer's own rate is constant; the theorem's falls as 1 / sqrt(t).
-                x.assign(tf.clip_by_value(before + (x.value - before) * rate / 0.1, -1.0, 1.0))
-
-        play()
+        for t in range(600):
+            optimizer.learning_rate = 0.5 / math.sqrt(t + 1)
+            optimizer.apply([keras.ops.convert_to_tensor(3.0 if t % 3 == 0 else -1.0)], [x])
+            x.assign(keras.ops.clip(x, -1.0, 1.0))
         ends[amsgrad] = float(x)
     assert ends[False] == pytest.approx(1.0, abs=0.1)
     assert ends[True] == pytest.approx(-1.0, abs=0.1)

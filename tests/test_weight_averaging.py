@@ -10,6 +10,10 @@ from recipes import weight_averaging as recipe
 generator = np.random.default_rng(5)
 
 
+def values(variables):
+    return [variable.numpy().copy() for variable in variables]
+
+
 class Recorder(keras.callbacks.Callback):
     """Keeps the weights after each epoch, and the validation loss that `fit` reported."""
 
@@ -17,7 +21,7 @@ class Recorder(keras.callbacks.Callback):
         self.path, self.losses = [], []
 
     def on_epoch_end(self, epoch, logs=None):
-        self.path.append([np.array(w) for w in self.model.trainable_variables])
+        self.path.append(values(self.model.trainable_variables))
         self.losses.append((logs or {}).get("val_loss"))
 
 
@@ -26,7 +30,7 @@ def line(**arguments):
     model = keras.Sequential(
         [keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")]
     )
-    model.compile(keras.optimizers.SGD(0.1, **arguments), loss="mse")
+    model.compile(keras.optimizers.SGD(0.1, **arguments), loss="mse", run_eagerly=True)
     return model
 
 
@@ -184,7 +188,8 @@ def test_recomputed_statistics_are_the_mean_over_batches_by_size():
     model, (first, _) = normalized_network()
     x = generator.normal(2.0, 3.0, (40, 6)).astype("float32")
     recipe.recompute_statistics(model, x, batch_size=16)  # 16, 16 and 8.
-    inputs = x @ np.array(model.trainable_variables[0]) + np.array(model.trainable_variables[1])
+    kernel, bias, *_ = values(model.trainable_variables)
+    inputs = x @ kernel + bias
     batches = [inputs[:16], inputs[16:32], inputs[32:]]
     np.testing.assert_allclose(first.moving_mean, inputs.mean(axis=0), rtol=1e-4, atol=1e-5)
     variance = sum(len(b) * b.var(axis=0) for b in batches) / 40
@@ -193,7 +198,7 @@ def test_recomputed_statistics_are_the_mean_over_batches_by_size():
 
 def test_recomputing_keeps_weights_and_momentum():
     model, normalizations = normalized_network()
-    kept = [np.array(w) for w in model.trainable_variables]
+    kept = values(model.trainable_variables)
     recipe.recompute_statistics(model, np.ones((4, 6), "float32"))
     for variable, value in zip(model.trainable_variables, kept, strict=True):
         np.testing.assert_array_equal(variable, value)
@@ -218,9 +223,10 @@ def test_neither_average_covers_the_moving_statistics(arguments):
         model = recipe.build_model(
             (6,), 3, settings.get("ema_momentum", 0.0), batch_normalization=True, learning_rate=0.5
         )
+        model.run_eagerly = True
         model.fit(x, y, epochs=3, shuffle=False, callbacks=callbacks, verbose=0)
-        statistics.append([np.array(w) for w in model.non_trainable_variables])
-        kernel = np.array(model.trainable_variables[0])
+        statistics.append(values(model.non_trainable_variables))
+        kernel = values(model.trainable_variables)[0]
         statistics[-1].append(kernel)
     *plain, plain_kernel = statistics[0]
     *averaged, averaged_kernel = statistics[1]

@@ -98,7 +98,9 @@ def execute(runs, folder, jobs=1, cluster=None, fresh=False, show_progress=True)
                 results[run.key] = result
                 progress.update(task, advance=1, description=run.describe())
         except KeyboardInterrupt:
-            raise Interrupted(len(results), total) from None
+            # The files, because Ctrl-C may come between a file and the line after it.
+            kept = {run.key for run in runs if folder.path(run).exists()}
+            raise Interrupted(len(kept), total) from None
     return results
 
 

@@ -167,9 +167,7 @@ def _without_seeds(config):
 
 
 def _variables(model):
-    # Nadam keeps its product of momenta as an attribute that is not among its variables.
-    own = [value for value in vars(model.optimizer).values() if isinstance(value, keras.Variable)]
-    return [*model.variables, *model.optimizer.variables, *own]
+    return [*model.variables, *model.optimizer.variables]
 
 
 @functools.lru_cache(maxsize=1)
