@@ -15,13 +15,14 @@ Claim:      With 72 epochs each, from a range of six decades, random search find
 Costs:      The epochs of all trials together: here eight trainings, or one for the range test.
 Start at:   The range test, to find the decade; then a grid of five or six rates a factor of two or
             three apart around it, three seeds each, and the last epoch's score.
-Caveat:     One hyperparameter: with several, grids become expensive, and the Bayesian strategy has
-            more to gain. Keras Tuner scores a trial by its best epoch. Its seed 0 means no seed, it
-            seeds no trial, and it sets the dtype policy back before each one. A stopped search
-            still names a best rate. Hyperband starts the count of steps again for trials
-            that go on, so that no schedule fits it.
-            Every trial starts here from the same weights; the rate that was chosen is then trained
-            from others. The default rate, 0.01, is the baseline: no rate here was tuned.
+Caveat:     Keras Tuner counts its seed up at each draw: the neighbouring seeds measured here share
+            most of their draws, so that the intervals are too narrow. One hyperparameter: with
+            several, grids become expensive, and the Bayesian strategy has more to gain. Keras Tuner
+            scores a trial by its best epoch. Its seed 0 means no seed, it seeds no trial, and it
+            sets the dtype policy back before each one. A stopped search still names a best rate.
+            Hyperband starts the count of steps again for trials that go on, so that no schedule
+            fits it. Every trial starts here from the same weights; the rate that was chosen is then
+            trained from others. The default rate, 0.01, is the baseline: no rate here was tuned.
 Reference:  Bergstra, Bengio (2012), Random Search for Hyper-Parameter Optimization, JMLR 13. Snoek,
             Larochelle, Adams (2012), Practical Bayesian Optimization. Li, Jamieson, DeSalvo,
             Rostamizadeh, Talwalkar (2018), Hyperband, JMLR 18. Smith (2017), Cyclical Learning
