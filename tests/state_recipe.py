@@ -10,6 +10,7 @@ def build_model(
     input_shape=(64,),
     classes=10,
     width=8,
+    initializer="glorot_uniform",
     total_steps=1,
     steps_per_epoch=1,
     learning_rate=0.01,
@@ -18,7 +19,8 @@ def build_model(
     global asked
     asked = total_steps, steps_per_epoch
     seeds = np.random.SeedSequence(seed).generate_state(3).tolist()
-    initializers = [keras.initializers.GlorotUniform(seed=seed) for seed in seeds]
+    made = keras.initializers.get(initializer)
+    initializers = [type(made)(seed=seed) for seed in seeds]
     inputs = keras.Input(input_shape)
     x = keras.layers.Flatten()(inputs)
     x = keras.layers.Dense(width, kernel_initializer=initializers[0])(x)

@@ -187,6 +187,20 @@ def test_score_is_what_the_bench_measures_after_the_last_epoch(recipe, finished)
         assert not trial.diverged
 
 
+def test_score_is_that_of_the_model_as_fit_leaves_it(tmp_path):
+    """Here with the moving average of its weights, which Keras puts in place after the last epoch.
+
+    The same goes for a best epoch that a callback restores.
+    """
+    state = Recipe(PROJECT / "tests" / "state_recipe.py")
+    one = plan(state, tmp_path, rates=LearningRates(0.1, 0.1, 1), seeds=1, experiment="digits")
+    workers.execute([one])
+    (trial,) = search.read_trials(one).values()
+    result = training.train(one.run_of(0.1, trial.seed))
+    assert trial.score == result["metrics"]["validation_accuracy"]
+    assert trial.score != result["curves"]["validation_accuracy"][-1]
+
+
 def test_trial_keeps_the_history_of_its_metrics(recipe, finished):
     one = plan(recipe, finished / "tuning")
     trial = oracles.SearchOracle(one).get_trial(one.trial_id(3))

@@ -31,13 +31,16 @@ def train(run):
     norms, rates = _recorders(traced)
     evaluation, curves, seconds = fit(traced, split, run, callbacks=[norms, rates])
     copy_state(traced, model)
-    metrics = {"diverged": diverged(curves), "epochs": len(curves["fit_loss"]) - 1}
+    metrics = {"epochs": len(curves["fit_loss"]) - 1}
     for part in ("train", "validation", "test"):
         metrics.update(evaluation.measure(part))
+    metrics["diverged"] = diverged(curves, metrics)
     metrics["generalization_gap"] = generalization_gap(metrics)
     if run.measure:
         function = "measure" if run.measure is True else run.measure
+        start = time.perf_counter()
         metrics.update(getattr(recipe, function)(model, split))
+        seconds += time.perf_counter() - start
     return {
         "metrics": {name: float(value) for name, value in metrics.items()},
         "curves": curves,
@@ -90,9 +93,10 @@ def fit(model, split, run, callbacks=()):
     return evaluation, curves.history, time.perf_counter() - start
 
 
-def diverged(curves):
-    """Return whether the loss of any epoch was not finite."""
-    return not np.isfinite(curves["fit_loss"][1:]).all()
+def diverged(curves, metrics):
+    """Return whether the loss of any epoch, or that of the trained model, was not finite."""
+    losses = [*curves["fit_loss"][1:], metrics["train_loss"]]
+    return not np.isfinite(losses).all()
 
 
 def generalization_gap(metrics):
@@ -129,10 +133,10 @@ _last_traced = None
 def traced_like(model):
     """Return the last model that trained, in the state of `model`, where both have one graph.
 
-    To trace a small model takes longer than to train it, and models of one variant differ in their
-    seeds alone. Where the graphs differ it is `model` itself that is returned, and kept for the
-    next one. A recipe's random numbers have to come from seeds that Keras keeps in variables, as
-    its layers do.
+    To trace a small model takes longer than to train it, and models of one variant differ in how
+    they start alone. Where the graphs differ it is `model` itself that is returned, and kept for
+    the next one. A recipe's random numbers have to come from seeds that Keras keeps in variables,
+    as its layers do.
     """
     global _last_traced
     if _last_traced is not None and _graph(_last_traced) == _graph(model):
@@ -150,19 +154,24 @@ def copy_state(source, target):
 
 
 def _graph(model):
-    """Return what the traced graph follows from: all settings but the seeds and a plain rate."""
+    """Return what the traced graph follows from: all settings but the start and a plain rate."""
     settings = model.get_compile_config()
     optimizer = settings["optimizer"]["config"]
     if not isinstance(optimizer["learning_rate"], dict):
         optimizer["learning_rate"] = None  # A variable, unlike a schedule.
-    return [_without_seeds(model.get_config()), settings, model.steps_per_execution]
+    return [_without_start(model.get_config()), settings, model.steps_per_execution]
 
 
-def _without_seeds(config):
+def _without_start(config):
+    """Return a config without seeds and initializers: a graph takes what they made as it is."""
     if isinstance(config, dict):
-        return {key: _without_seeds(value) for key, value in config.items() if key != "seed"}
+        return {
+            key: _without_start(value)
+            for key, value in config.items()
+            if key != "seed" and not key.endswith("_initializer")
+        }
     if isinstance(config, list | tuple):
-        return [_without_seeds(value) for value in config]
+        return [_without_start(value) for value in config]
     return config
 
 

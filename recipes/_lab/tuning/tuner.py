@@ -54,14 +54,17 @@ class VariantModel(keras_tuner.HyperModel):
 
         Returns:
             A `History` of what Keras and `callbacks` logged and of the metrics in inference mode
-            on training and validation data, one value an epoch.
+            on training and validation data, one value an epoch. The last value of validation is
+            that of the model as `fit` left it: with averaged weights, or those of its best epoch.
         """
         run = self._run(hp)
         traced = training.traced_like(model)
-        _, curves, _ = training.fit(traced, self._data(run), run, callbacks)
+        evaluation, curves, _ = training.fit(traced, self._data(run), run, callbacks)
         training.copy_state(traced, model)
         # `fit_loss` is the loss that Keras logged, and the first value is that of no epoch.
         measured = {name: values[1:] for name, values in curves.items() if name != "fit_loss"}
+        for name, value in evaluation.measure("validation").items():
+            measured[name][-1] = value
         traced.history.history = {**traced.history.history, **measured}
         return traced.history
 
@@ -87,7 +90,7 @@ class SearchTuner(keras_tuner.Tuner):
     """Trains the trials that an `OracleQueue` hands out, in this process or for a chief.
 
     Every trial starts from its own seed and with the dtype policy that was set when the search
-    began, and is scored by its last epoch.
+    began, and is scored as `fit` leaves the model.
 
     Args:
         oracle: An `OracleQueue`. Where the environment names a chief, trials come from there.
