@@ -133,7 +133,12 @@ def digits_of(result):
     return {key: value for key, value in result.items() if key != "seconds"}
 
 
-@pytest.mark.parametrize("change", [{}, {"learning_rate": 0.003}, {"arguments": {"width": 9}}])
+OTHER_START = {"arguments": {"initializer": "he_normal"}}
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"learning_rate": 0.003}, OTHER_START, {"arguments": {"width": 9}}]
+)
 def test_runs_that_share_a_graph_give_the_digits_of_a_graph_of_their_own(change):
     """Dropout, batch normalization and Adam keep state of every kind: all of it starts afresh."""
     state = Recipe(PROJECT / "tests" / "state_recipe.py")
@@ -143,7 +148,7 @@ def test_runs_that_share_a_graph_give_the_digits_of_a_graph_of_their_own(change)
     train_alone(first)
     shared = training._last_traced
     assert digits_of(training.train(second)) == digits_of(expected)
-    assert (training._last_traced is shared) == ("arguments" not in change)
+    assert (training._last_traced is shared) == ("width" not in change.get("arguments", {}))
     assert digits_of(training.train(second)) == digits_of(expected)  # The same once more.
 
 
@@ -190,6 +195,15 @@ def test_recipe_may_bring_callbacks_and_ask_for_the_number_of_steps(monkeypatch)
     rises = [i for i in range(1, len(losses)) if losses[i] >= min(losses[:i])]
     assert result["metrics"]["epochs"] == len(losses) == (rises[0] + 1 if rises else 6)
     assert state.module.asked == (6 * 4, 4)  # 60 samples in batches of 16.
+
+
+def test_loss_that_the_last_update_makes_infinite_has_diverged(tiny):
+    run = bench.plan(tiny, [tiny.experiments["digits"]], seeds=1)[0]
+    run = dataclasses.replace(run, epochs=1, batch_size=60)
+    for rate, diverged in ((0.1, 0.0), (3e38, 1.0)):
+        result = training.train(dataclasses.replace(run, learning_rate=rate))
+        assert math.isfinite(result["curves"]["fit_loss"][1])
+        assert result["metrics"]["diverged"] == diverged
 
 
 def test_rate_zero_trains_exactly_like_a_network_without_dropout_layers():
@@ -511,17 +525,38 @@ def test_quick_is_marked_and_small(tmp_path, capsys):
     assert "QUICK" in report["notes"][0]
 
 
+ILLUSTRATED = """
+def illustrate(summary):
+    from matplotlib.figure import Figure
+
+    return Figure() if "drawn" in summary["experiments"] else None
+"""
+
+
+def test_picture_of_its_own_goes_when_a_recipe_has_nothing_to_draw(tmp_path):
+    """With `--experiments`, what it would draw may not have been run."""
+    recipe, picture_file = tmp_path / "illustrated.py", tmp_path / "illustrated-illustration.png"
+    recipe.write_text(ILLUSTRATED)
+    bench._illustrate(str(recipe), {"experiments": {"drawn": {}}}, picture_file)
+    assert picture_file.read_bytes().startswith(b"\x89PNG")
+    bench._illustrate(str(recipe), {"experiments": {"other": {}}}, picture_file)
+    assert not picture_file.exists()
+
+
 def test_variants_that_meet_have_different_colors():
     names = [f"variant_{number}" for number in range(9)]
+    others = [f"other_{number}" for number in range(7)]
     experiments = {
         "first": {"baseline": "none", "variants": dict.fromkeys(["none", *names[:7]])},
         "second": {"baseline": "none", "variants": dict.fromkeys(["none", *names[5:]])},
+        # Grey here, and so free to be any of their colors elsewhere.
+        "third": {"baseline": names[0], "variants": dict.fromkeys([names[0], *others])},
     }
     colors = picture.variant_colors(experiments)
     for name, experiment in experiments.items():
         of_variants = [colors[name][variant] for variant in experiment["variants"]]
         assert len(set(of_variants)) == len(of_variants)
-        assert colors[name]["none"] == picture.BASELINE_COLOR
+        assert colors[name][experiment["baseline"]] == picture.BASELINE_COLOR
     assert all(colors["first"][name] == colors["second"][name] for name in names)
 
 

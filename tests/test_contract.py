@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import data
-from recipes._lab import bench, record
-from recipes._lab.recipe import CARD_SECTIONS, Recipe, load_module
+from recipes._lab import bench
+from recipes._lab.recipe import CARD_SECTIONS, Recipe, load_module, record_path
 from recipes._lab.training import build
 from tests.conftest import PROJECT, run_python
 
@@ -117,7 +117,7 @@ def test_stored_rates_are_positive_and_every_variant_is_used(path):
 
 @each_recipe
 def test_record_stays_small(path):
-    file = record.path_of(path)
+    file = record_path(path)
     if file.exists():  # A recipe that has none yet keeps all the other promises.
         assert file.stat().st_size < 200_000
         json.loads(file.read_text())

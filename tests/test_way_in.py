@@ -14,7 +14,6 @@ from argparse import Namespace
 import pytest
 
 import callbacks
-from recipes._lab import record
 from recipes._lab.collection import (
     batch,
     catalogue,
@@ -27,6 +26,7 @@ from recipes._lab.collection import (
     textbook,
 )
 from recipes._lab.errors import UserError
+from recipes._lab.recipe import record_path
 from tests.conftest import PROJECT, run_python
 
 PATHS = catalogue.paths()
@@ -143,7 +143,8 @@ def test_index_shows_effect_interval_verdict_and_seconds(capsys):
     index.show([entry("first", ["slow"], claims)])
     output = " ".join(capsys.readouterr().out.split())
     # Two seeds of 1.5 seconds.
-    assert "no clear difference: test accuracy +3.2 [+2.2, +4.2] points; 3 s" in output
+    effect = "A warm start raises test accuracy (+3.2 [+2.2, +4.2] points)"
+    assert f"no clear difference: {effect}; 3 s" in output
 
 
 def test_a_recipe_without_record_or_symptoms_is_listed_as_not_measured(capsys):
@@ -199,7 +200,7 @@ def test_a_damaged_record_or_recipe_is_named(tmp_path):
     with pytest.raises(UserError, match="SYMPTOMS cannot be read"):
         index.show(catalogue.read_all(tmp_path))
     (tmp_path / "broken.py").write_text('"""Broken: it is whole now."""')
-    file = record.path_of(tmp_path / "broken.py")
+    file = record_path(tmp_path / "broken.py")
     file.parent.mkdir()
     file.write_text("{")
     with pytest.raises(UserError, match=r"broken\.json is damaged"):
@@ -568,8 +569,8 @@ def test_tables_hold_what_was_measured_and_what_was_not():
     entries = [entry("first", claims=[recorded_claim()]), entry("second")]
     *_, first, second = readme.recipes_table(entries).splitlines()
     assert first == (
-        "| [first](recipes/first.py) | test accuracy +2.0 [+1.0, +3.0] points | supported | 3 "
-        "| Nothing helps. |"
+        "| [first](recipes/first.py) | A warm start raises test accuracy (+2.0 [+1.0, +3.0] "
+        "points) | supported | 3 | Nothing helps. |"
     )
     assert "| not measured |" in second
 

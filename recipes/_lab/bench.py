@@ -104,25 +104,24 @@ def execute(runs, folder, jobs=1, cluster=None, fresh=False, show_progress=True)
     return results
 
 
-def illustrate(recipe, summary, folder):
+def illustrate(recipe, summary, folder, jobs=1):
     """Let a recipe that has a function `illustrate(summary)` draw a picture of its own.
 
-    The function returns a matplotlib `Figure`. It runs in a process of its own, because it may need
-    Keras, which this one does without.
+    The function returns a matplotlib `Figure`, or None where the summary lacks the experiments
+    that it draws. It may need Keras, and so it runs where the training did.
     """
     if hasattr(recipe.module, "illustrate"):
         path = Path(folder) / f"{recipe.name}-illustration.png"
-        with _processes(2) as parallel:  # One would be this process itself.
-            list(parallel([joblib.delayed(_illustrate)(str(recipe.path), summary, path)]))
+        list(_side_by_side(_illustrate, [(str(recipe.path), summary, path)], jobs))
 
 
 def _illustrate(recipe_path, summary, path):
-    with silent_standard_error():
-        import keras
-
-        keras.version()
-        figure = load_module(recipe_path).illustrate(summary)
-    picture.save(figure, path)
+    import_keras()
+    figure = load_module(recipe_path).illustrate(summary)
+    if figure is None:
+        path.unlink(missing_ok=True)  # Of an earlier command, with other experiments.
+    else:
+        picture.save(figure, path)
 
 
 def default_jobs():
@@ -131,14 +130,18 @@ def default_jobs():
 
 
 def _train(run):
-    # Imported here: only a process that trains pays for TensorFlow's import.
+    import_keras()
+    from recipes._lab.training import train
+
+    return run, train(run)
+
+
+def import_keras():
+    """Load Keras and TensorFlow, which only a process that trains has to pay for."""
     with silent_standard_error():
         import keras
 
         keras.version()  # Loads Keras, where the import was put off, before TensorFlow's own.
-        from recipes._lab.training import train
-
-    return run, train(run)
 
 
 @contextlib.contextmanager
@@ -164,22 +167,28 @@ def _train_all(runs, jobs, cluster=None):
     if cluster and runs:
         yield from _train_on_cluster(runs, cluster)
         return
+    yield from _side_by_side(_train, [(run,) for run in runs], jobs)
+
+
+def _side_by_side(function, calls, jobs):
+    """Call `function` once for each tuple of arguments; yield what it returns, as it comes."""
     if jobs <= 1:
-        yield from map(_train, runs)
+        yield from (function(*arguments) for arguments in calls)
         return
-    with _processes(jobs) as parallel:
-        yield from parallel(joblib.delayed(_train)(run) for run in runs)
-
-
-@contextlib.contextmanager
-def _processes(jobs):
     with warnings.catch_warnings():
         # A worker that leaves while others train is joblib's to replace, and no one else's concern.
         warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
-        try:
-            yield joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
-        finally:
-            joblib.externals.loky.get_reusable_executor().shutdown(wait=True, kill_workers=True)
+        parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
+        yield from parallel(joblib.delayed(function)(*arguments) for arguments in calls)
+
+
+@contextlib.contextmanager
+def processes_for_all():
+    """Let all that trains in this block share its processes, each of which loads Keras once."""
+    try:
+        yield
+    finally:
+        joblib.externals.loky.get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
 def _train_on_cluster(runs, address):
@@ -224,15 +233,17 @@ def _train_for_cluster(run, key):
     return _train(run)
 
 
-def progress_bar(visible):
-    """Return a bar for standard error with counts and the time left; none without a terminal."""
+TIME_LEFT = (TimeRemainingColumn(compact=True), TextColumn("left"))
+
+
+def progress_bar(visible, clock=TIME_LEFT):
+    """Return a bar for standard error with counts and a clock; none without a terminal."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("left"),
+        *clock,
         console=console,
         transient=True,
         disable=not (visible and console.is_terminal),

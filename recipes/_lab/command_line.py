@@ -24,7 +24,8 @@ def main(path, arguments=None):
     """Run the recipe in the file `path`; return the exit code."""
     try:
         recipe = Recipe(path)
-        return _run(recipe, _parse(recipe, arguments))
+        with bench.processes_for_all():
+            return _run(recipe, _parse(recipe, arguments))
     except (UserError, data.DataError) as error:
         print(error, file=sys.stderr)
         return USER_ERROR
@@ -61,7 +62,7 @@ def _run(recipe, options):
     # The slowest part of a second call. The report is written last: it says that all is there.
     if not (png.exists() and report.is_written(summary, options.out)):
         picture.draw(summary, png)
-        bench.illustrate(recipe, summary, options.out)
+        bench.illustrate(recipe, summary, options.out, options.jobs)
         report.write(summary, runs, results, options.out)
     if options.record:
         record.write(summary, recipe.path)

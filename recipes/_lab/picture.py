@@ -64,8 +64,14 @@ def variant_colors(experiments):
     others += [name for name in names if name in baselines]
     colors = {}
     for name in others:
-        meets = {v for e in experiments.values() if name in e["variants"] for v in e["variants"]}
-        met = [colors[v] for v in meets if v in colors]
+        meets = {
+            other
+            for experiment in experiments.values()
+            if name in experiment["variants"] and name != experiment["baseline"]
+            for other in experiment["variants"]
+            if other != experiment["baseline"]  # Which is grey, whatever its color elsewhere.
+        }
+        met = [colors[other] for other in meets if other in colors]
         # The first of the colors that meet it least, and then of those that are used least.
         _, _, place = min(
             (met.count(color), list(colors.values()).count(color), place)

@@ -213,6 +213,11 @@ def _is_docstring(node):
     )
 
 
+def record_path(recipe_path):
+    """Return where the recorded result of the recipe in `recipe_path` is kept."""
+    return recipe_path.parent / "_recorded" / f"{recipe_path.stem}.json"
+
+
 def choose(kind, wanted, known):
     """Return `wanted` as a list, or raise `UserError` that names what is allowed."""
     for name in wanted:

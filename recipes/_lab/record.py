@@ -8,17 +8,11 @@ import json
 import textwrap
 
 from recipes._lab import wording
-from recipes._lab.recipe import code_fingerprint
+from recipes._lab.recipe import code_fingerprint, record_path
 from recipes._lab.runs import write_text
 
-FOLDER_NAME = "_recorded"
 CARD_WIDTH = 100
 CARD_INDENT = " " * 12
-
-
-def path_of(recipe_path):
-    """Return where the record of the recipe in `recipe_path` is kept."""
-    return recipe_path.parent / FOLDER_NAME / f"{recipe_path.stem}.json"
 
 
 def fingerprint(recipe_path):
@@ -33,7 +27,7 @@ def write(summary, recipe_path):
         name: {**experiment, "variants": _without_curves(experiment["variants"])}
         for name, experiment in summary["experiments"].items()
     }
-    write_text(path_of(recipe_path), json.dumps(record, indent=1, allow_nan=False) + "\n")
+    write_text(record_path(recipe_path), json.dumps(record, indent=1, allow_nan=False) + "\n")
     source = recipe_path.read_text(encoding="utf-8")
     write_text(recipe_path, with_measured(source, measured(record)))
 
@@ -48,7 +42,7 @@ def _without_curves(variants):
 
 def read(recipe_path):
     """Return the record of a recipe."""
-    return json.loads(path_of(recipe_path).read_text(encoding="utf-8"))
+    return json.loads(record_path(recipe_path).read_text(encoding="utf-8"))
 
 
 def measured(record):

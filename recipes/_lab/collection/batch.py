@@ -11,11 +11,13 @@ import time
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TimeElapsedColumn
 
+from recipes._lab import bench
 from recipes._lab.arguments import FAILED, INTERRUPTED
 from recipes._lab.collection import catalogue
 from recipes._lab.errors import UserError
+from recipes._lab.recipe import choose
 from recipes._lab.runs import check_writable
 
 LOG = "log.txt"
@@ -39,7 +41,7 @@ def run(options):
     start = time.monotonic()
     finished, interrupted = [], False
     console = Console(highlight=False, soft_wrap=True)
-    with _progress_bar() as progress:
+    with bench.progress_bar(True, clock=(TimeElapsedColumn(),)) as progress:
         task = progress.add_task("", total=len(names))
         try:
             for name in names:
@@ -71,10 +73,7 @@ def _choose_names(options):
     if not options.all and not options.names:
         raise UserError("run needs the names of recipes, or --all.")
     known = [path.stem for path in catalogue.paths()]
-    for name in options.names:
-        if name not in known:
-            raise UserError(f"A recipe must be one of {', '.join(known)}. Received: {name}")
-    return known if options.all else list(dict.fromkeys(options.names))
+    return known if options.all else choose("A recipe", dict.fromkeys(options.names), known)
 
 
 def run_one(name, options):
@@ -121,16 +120,3 @@ def _stop(process):
 def _last_line(path):
     lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1].strip() if lines else "it said nothing"
-
-
-def _progress_bar():
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )

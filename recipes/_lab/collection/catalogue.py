@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes._lab.errors import UserError
-from recipes._lab.recipe import parse_card
+from recipes._lab.recipe import choose, parse_card, record_path
 from recipes._lab.wording import describe_difference
 
 FOLDER = Path(__file__).resolve().parents[2]
@@ -114,16 +114,12 @@ def read(path):
 
 def find(name, folder=FOLDER):
     """Return the `Entry` of the recipe called `name`; raise `UserError` where there is none."""
-    names = [path.stem for path in paths(folder)]
-    if name not in names:
-        raise UserError(f"A recipe must be one of {', '.join(names)}. Received: {name}")
+    choose("A recipe", [name], [path.stem for path in paths(folder)])
     return read(Path(folder) / f"{name}.py")
 
 
 # An assignment to UPPERCASE names, with the indented or closing lines that go on with it.
-_ASSIGNMENT = re.compile(
-    r"^([A-Z][A-Z0-9_, ]*)(?:\[.*\])? = .*\n(?:(?:[ \t\])}].*)?\n)*", re.MULTILINE
-)
+_ASSIGNMENT = re.compile(r"^([A-Z][A-Z0-9_, ]*) = .*\n(?:(?:[ \t\])}].*)?\n)*", re.MULTILINE)
 
 
 def constants(source, without=()):
@@ -143,8 +139,7 @@ def constants(source, without=()):
 
 
 def _read_record(path):
-    # The same place as in record.py, whose imports take too long for an index.
-    file = path.parent / "_recorded" / f"{path.stem}.json"
+    file = record_path(path)
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -168,8 +163,8 @@ def headline(report):
 
 
 def describe_effect(claim):
-    """Say what was measured and in what: "test accuracy +2.2 [-0.3, +4.6] points"."""
-    return f"{claim['metric'].replace('_', ' ')} {describe_difference(claim)}"
+    """Say what was claimed and measured: "Dropout raises accuracy (+2.2 [-0.3, +4.6] points)"."""
+    return f"{claim['text']} ({describe_difference(claim)})"
 
 
 def count_verdicts(claims):

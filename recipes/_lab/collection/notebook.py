@@ -15,6 +15,7 @@ from recipes._lab.collection import catalogue, copies
 from recipes._lab.errors import UserError
 from recipes._lab.recipe import CARD_SECTIONS
 from recipes._lab.runs import check_writable, write_text
+from recipes._lab.wording import VERDICTS
 
 PROJECT = catalogue.FOLDER.parent
 DISTRIBUTION = "keras-training-recipes"
@@ -103,7 +104,7 @@ def card(entry):
 def paragraphs(measured):
     """Return the sentences of a card's `Measured:`, one for each claim and one about the rest."""
     # A line that starts a paragraph starts as a verdict does; others go on with the one before.
-    starts = ("Supported:", "Contradicted:", "No clear difference:", "Mean difference ")
+    starts = (*(f"{verdict.capitalize()}:" for verdict in VERDICTS), "Mean difference ")
     found = []
     for line in measured.splitlines():
         if line.startswith(starts) or not found:

@@ -64,11 +64,8 @@ def execute(searches, workers=0, fresh=False, callbacks=(), show_progress=True):
             shutil.rmtree(search.folder, ignore_errors=True)
     if all(search.is_finished() for search in searches):
         return
-    with bench.silent_standard_error():
-        import keras
-
-        keras.version()  # Loads Keras, where the import was put off, before TensorFlow's own.
-        from recipes._lab.tuning.oracle import OracleQueue, SearchOracle
+    bench.import_keras()
+    from recipes._lab.tuning.oracle import OracleQueue, SearchOracle
 
     queue = OracleQueue([SearchOracle(search) for search in searches])
     with Progress(queue, show_progress) as progress:
