@@ -4,10 +4,11 @@ Problem:    No constant rate is right from the first step to the last.
 Technique:  The rate climbs in a straight line from a lower bound to an upper one and back. In
             `triangular2` each cycle is half as high as the last; in `exp_range` both bounds shrink
             with every step, as in the paper. (The widespread callback shrinks only their distance.)
-Claim:      Cycles are not seen to reach a higher test accuracy than the best constant rate. Linear
-            decay, which is the second half of one cycle, reaches a higher one than cycles whose
-            height is halved each time. The paper needed a third of the iterations; here a third of
-            the epochs is not enough.
+Claim:      Cycles are not seen to reach a higher test accuracy than the best constant rate. At
+            three times that rate for both, cycles that shrink learn well where the constant rate
+            does not. Linear decay, which is the second half of one cycle, reaches a higher accuracy
+            than cycles whose height is halved each time. The paper needed a third of the
+            iterations; here a third of the epochs is not enough.
 Costs:      Nothing in time. Two bounds and a length to choose, where a constant has one number.
 Start at:   max_learning_rate where the range test still falls, base_learning_rate a quarter to a
             sixth of that, step_size two to ten epochs. Stop at the end of a cycle, where the rate
@@ -28,6 +29,9 @@ Measured:   No clear difference: Triangular cycles reach a higher test accuracy 
               +4.3] points, p = .035).
             Supported: A cycle of a third of the epochs is less accurate than a constant rate in all
               (-11.5 [-17.2, -5.8] points, p = .024).
+            Supported: At three times the best constant rate for both, cycles of half the height
+              each raise test accuracy by five points or more (+57.0 [+46.5, +67.4] points, p <
+              .001).
             Mean difference [95% interval] over 5 paired seeds, p after Holm. Keras 3.15.1,
               TensorFlow 2.21.0, Linux x86_64, 2 cores.
 """
@@ -212,6 +216,7 @@ def make_schedule(learning_rate, total_steps, schedule=None, cycles=CYCLES):
             cycles; None for a constant.
         cycles: Int >= 1.
     """
+    learning_rate = float(learning_rate)
     if schedule is None:
         return learning_rate
     if schedule == "linear":
@@ -308,6 +313,14 @@ EXPERIMENTS = {
             "triangular2_4": 0.178,
         },
     },
+    # The comparison to beware of: a half-decade above the best constant rate, for both.
+    "one_rate": {
+        "data": "mnist1d",
+        "samples": 2000,
+        "epochs": 12,
+        "batch_size": 64,
+        "learning_rates": {"constant": 0.316, "triangular2": 0.316},
+    },
 }
 
 CLAIMS = [
@@ -346,7 +359,7 @@ CLAIMS = [
         "metric": "test_accuracy",
         "direction": "higher",
         "at_least": 0.01,
-        "textbook": "Cyclic learning rates do better than decay.",
+        "against_textbook": "Cyclic learning rates do better than decay.",
     },
     {
         "text": "A cycle of a third of the epochs is less accurate than a constant rate in all",
@@ -356,7 +369,17 @@ CLAIMS = [
         "metric": "test_accuracy",
         "direction": "lower",
         "at_least": 0.03,
-        "textbook": "With cycles a third of the iterations is enough.",
+        "against_textbook": "With cycles a third of the iterations is enough.",
+    },
+    {
+        "text": "At three times the best constant rate for both, cycles of half the height "
+        "each raise test accuracy by five points or more",
+        "experiment": "one_rate",
+        "variant": "triangular2",
+        "against": "constant",
+        "metric": "test_accuracy",
+        "direction": "higher",
+        "at_least": 0.05,
     },
 ]
 

@@ -203,6 +203,7 @@ CLAIMS = [
         "metric": "test_accuracy",
         "direction": "higher",
         "at_least": 0.01,
+        "textbook": "Drop half of the hidden units and a fifth of the inputs.",
     },
     {
         "text": "At one learning rate for both, hidden dropout raises it by five points or more",
@@ -262,6 +263,7 @@ CLAIMS = [
         "against_metric": "test_accuracy",
         "direction": "equal",
         "at_least": 0.01,
+        "textbook": "With all units, dropout predicts like the average of its masked networks.",
     },
     {
         "text": "Inference equals the same weights without dropout layers, to the last bit",

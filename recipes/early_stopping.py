@@ -196,6 +196,7 @@ CLAIMS = [
         "metric": "test_accuracy",
         "direction": "higher",
         "at_least": 0.01,
+        "textbook": "Early stopping prevents overfitting.",
     },
     {
         "text": "Stopping beats training on the validation part as well, for all epochs",
@@ -215,6 +216,7 @@ CLAIMS = [
         "metric": "test_accuracy",
         "direction": "higher",
         "at_least": 0.05,
+        "textbook": "Early stopping prevents overfitting.",
     },
     {
         "text": "At one rate, stopping makes the gap between training and test smaller",
@@ -224,6 +226,7 @@ CLAIMS = [
         "metric": "generalization_gap",
         "direction": "lower",
         "at_least": 0.05,
+        "textbook": "Early stopping prevents overfitting.",
     },
     {
         "text": "At one rate, stopping leaves fewer of the wrong labels learned by heart",

@@ -11,7 +11,7 @@ Claim:      Ten networks together have a higher accuracy than the one among them
             validation data, a lower loss, and probabilities that are closer to how often they are
             right. Five are as accurate within two points. One network with as many weights as all
             ten is less accurate. Dropout, as an average over ten random masks, is less accurate
-            too, but has the lower loss. On a few digits nothing is gained.
+            too, but has the lower loss. On a few digits a gain is not clear.
 Costs:      Training, prediction and memory times the number of networks. As one model the step
             costs less than that, because small networks do not fill the processor.
 Start at:   5 networks that differ in their seed alone; no bagging, which takes data away.
@@ -177,7 +177,7 @@ def tunable_model(hp):
 
 def members_of(model):
     """Return a model of all networks: its outputs are logits `(batch, members, classes)`."""
-    return keras.Model(model.inputs, model.get_layer("average").input)
+    return keras.Model(model.input, model.get_layer("average").input)
 
 
 def mean_probabilities(logits):
@@ -309,7 +309,7 @@ CLAIMS = [
         "against_metric": "sampled_accuracy",
         "direction": "higher",
         "at_least": 0.01,
-        "textbook": "Dropout is an ensemble: it averages many networks at the price of one.",
+        "against_textbook": "Dropout is an ensemble, many networks at the price of one.",
     },
     {
         "text": "On 200 digits, ten networks raise test accuracy above that of one",

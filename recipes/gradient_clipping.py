@@ -23,8 +23,8 @@ Reference:  Pascanu, Mikolov, Bengio (2013), On the Difficulty of Training Recur
             (2015), A Simple Way to Initialize Recurrent Networks of Rectified Linear Units,
             arXiv:1504.00941.
 Run:        python -m recipes.gradient_clipping
-Measured:   Supported: At the best rate of the clipped network, test accuracy is lower without
-              clipping (-23.4 [-25.3, -21.6] points, p < .001).
+Measured:   Supported: At the best rate of the clipped network, clipping raises test accuracy (+23.4
+              [+21.6, +25.3] points, p < .001).
             No clear difference: Each at its best rate, clipping the global norm raises test
               accuracy (+2.9 [+0.7, +5.0] points, p = .083).
             No clear difference: Clipping the norm of each variable does as well as clipping the
@@ -151,12 +151,12 @@ EXPERIMENTS = {
 
 CLAIMS = [
     {
-        "text": "At the best rate of the clipped network, test accuracy is lower without clipping",
+        "text": "At the best rate of the clipped network, clipping raises test accuracy",
         "experiment": "40_steps_1_rate",
-        "variant": "none",
-        "against": "global_norm",
+        "variant": "global_norm",
+        "against": "none",
         "metric": "test_accuracy",
-        "direction": "lower",
+        "direction": "higher",
         "at_least": 0.05,
         "textbook": "Clipping keeps exploding gradients from ruining the training.",
     },

@@ -24,10 +24,10 @@ Reference:  Glorot and Bengio (2010), Understanding the Difficulty of Training D
             Rectifiers, arXiv 1502.01852, section 2.2. Saxe, McClelland, Ganguli (2013), Exact
             Solutions to the Nonlinear Dynamics of Learning, arXiv 1312.6120, section 3.
 Run:        python -m recipes.initialization, with --sweep for more initializers with tanh
-Measured:   Supported: Through 20 ReLU layers, He's weights keep more of dL/dz a layer than Glorot's
-              (+0.296 [+0.29, +0.302], p < .001).
-            Supported: 20 ReLU layers from He's weights reach a higher test accuracy than from
+Measured:   Supported: 20 ReLU layers from He's weights reach a higher test accuracy than from
               Glorot's (+61.7 [+41.0, +82.3] points, p = .005).
+            Supported: Through 20 ReLU layers, He's weights keep more of dL/dz a layer than Glorot's
+              (+0.296 [+0.29, +0.302], p < .001).
             No clear difference: 20 ReLU layers from N(0, 0.01^2) reach a lower test accuracy than
               from Glorot's (-19.0 [-38.5, +0.4] points, p = .160).
             No clear difference: 20 ReLU layers from zeros reach a lower test accuracy than from
@@ -155,8 +155,7 @@ def signal_by_layer(model, x, y):
 
 SYMPTOMS = ["at chance"]
 
-VARIANTS = {name: {"initializer": name} for name in ("glorot", "he", *INITIALIZERS[:3])}
-VARIANTS["orthogonal"] = {"initializer": "orthogonal"}
+VARIANTS = {name: {"initializer": name} for name in INITIALIZERS}
 
 EQUAL_START = []  # How the weights start is what the variants differ in.
 
@@ -181,6 +180,7 @@ EXPERIMENTS = {
     },
     "sigmoid": {
         **DEEP,
+        "measure": False,
         "arguments": {"activation": "sigmoid"},
         "learning_rates": {"glorot": 0.0316, "he": 0.0316},
     },
@@ -199,16 +199,6 @@ EXPERIMENTS = {
 
 CLAIMS = [
     {
-        "text": "Through 20 ReLU layers, He's weights keep more of dL/dz a layer than Glorot's",
-        "experiment": "relu",
-        "variant": "he",
-        "against": "glorot",
-        "metric": "backward_ratio",
-        "direction": "higher",
-        "at_least": 0.2,
-        "textbook": "Glorot's initialization is for activations that are linear in the middle.",
-    },
-    {
         "text": "20 ReLU layers from He's weights reach a higher test accuracy than from Glorot's",
         "experiment": "relu",
         "variant": "he",
@@ -217,6 +207,16 @@ CLAIMS = [
         "direction": "higher",
         "at_least": 0.02,
         "textbook": "He's initialization suits every activation better than Glorot's.",
+    },
+    {
+        "text": "Through 20 ReLU layers, He's weights keep more of dL/dz a layer than Glorot's",
+        "experiment": "relu",
+        "variant": "he",
+        "against": "glorot",
+        "metric": "backward_ratio",
+        "direction": "higher",
+        "at_least": 0.2,
+        "textbook": "Glorot's initialization is for activations that are linear in the middle.",
     },
     {
         "text": "20 ReLU layers from N(0, 0.01^2) reach a lower test accuracy than from Glorot's",

@@ -23,12 +23,12 @@ Reference:  LeCun, Bottou, Orr, Müller (1998), Efficient BackProp, section 4.3.
             Optimization Both Make Information in the Dataset Unusable During Training, and Can
             Reduce or Prevent Generalization, ICML, arXiv:2008.07545.
 Run:        python -m recipes.input_whitening, with --sweep for 100 steps of the linear model
-Measured:   Supported: One step on whitened inputs reaches the least-squares solution (-3.93e-07
+Measured:   Supported: After 60 steps, standardized inputs give a higher test accuracy than raw ones
+              (+4.0 [+1.1, +6.8] points, p = .036).
+            Supported: One step on whitened inputs reaches the least-squares solution (-3.93e-07
               [-1.39e-06, +6.02e-07], p < .001).
             Supported: One step on standardized inputs leaves the error on training data higher
               (+32.4 [+24.4, +40.5], p = .001).
-            Supported: After 60 steps, standardized inputs give a higher test accuracy than raw ones
-              (+4.0 [+1.1, +6.8] points, p = .036).
             No clear difference: After 60 steps, whitened inputs give a higher one than standardized
               ones (-1.9 [-4.8, +1.0] points, p = .148).
             Supported: With 500 samples of 784 inputs, whitening lowers test accuracy (-69.0 [-71.2,
@@ -200,6 +200,16 @@ EXPERIMENTS = {
 
 CLAIMS = [
     {
+        "text": "After 60 steps, standardized inputs give a higher test accuracy than raw ones",
+        "experiment": "many_samples",
+        "variant": "standardized",
+        "against": "raw",
+        "metric": "test_accuracy",
+        "direction": "higher",
+        "at_least": 0.02,
+        "textbook": "Standardized inputs make training faster.",
+    },
+    {
         "text": "One step on whitened inputs reaches the least-squares solution",
         "experiment": "one_step",
         "variant": "pca",
@@ -217,16 +227,6 @@ CLAIMS = [
         "metric": "train_rmse",
         "direction": "higher",
         "at_least": 1.0,
-    },
-    {
-        "text": "After 60 steps, standardized inputs give a higher test accuracy than raw ones",
-        "experiment": "many_samples",
-        "variant": "standardized",
-        "against": "raw",
-        "metric": "test_accuracy",
-        "direction": "higher",
-        "at_least": 0.02,
-        "textbook": "Standardized inputs make training faster.",
     },
     {
         "text": "After 60 steps, whitened inputs give a higher one than standardized ones",

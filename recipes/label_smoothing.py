@@ -302,6 +302,7 @@ CLAIMS = [
         "metric": "calibration_error",
         "direction": "higher",
         "at_least": 0.01,
+        "against_textbook": "Label smoothing makes a network's probabilities better calibrated.",
     },
 ]
 

@@ -4,9 +4,11 @@ Problem:    The loss falls fast at first, then goes up and down around a level a
 Technique:  Multiply the learning rate by a factor that shrinks as training goes on: in steps,
             exponentially, with the inverse of time, in a straight line, or along half a cosine.
 Claim:      Each at its own first rate, no decay is told apart from the best constant rate: not half
-            a cosine, not a straight line, not two steps, neither in 12 epochs nor in 36. In the
-            mean, exponential decay to a hundredth and the inverse of time fall some points behind a
-            straight line; five seeds are too few to be sure.
+            a cosine, not a straight line, not two steps, neither in 12 epochs nor in 36. At three
+            times that rate for both, half a cosine learns and the constant rate does not: a decay
+            forgives a first rate that is too high. In the mean, exponential decay to a hundredth
+            and the inverse of time fall some points behind a straight line; five seeds are too few
+            to be sure.
 Costs:      Nothing in time. All but the inverse of time need to know when training will end.
 Start at:   Cosine or linear to 0 over all steps, from one to two times the best constant rate.
 Caveat:     Training on after the end needs a new schedule. Keras counts steps, not epochs: with
@@ -34,6 +36,10 @@ Measured:   No clear difference: Cosine decay reaches a higher test accuracy tha
               points, p = .705).
             No clear difference: Cosine decay ends at a lower training loss than the best constant
               rate (-0.0335 [-0.116, +0.0486], p = 1.000).
+            Supported: At three times the best constant rate for both, cosine decay raises test
+              accuracy by five points or more (+42.7 [+23.1, +62.3] points, p = .037).
+            Supported: There, cosine decay ends at a lower training loss (-1.36 [-2.04, -0.678], p =
+              .047).
             No clear difference: With three times the epochs, cosine decay is still ahead (+0.3
               [-4.0, +4.6] points, p = 1.000).
             Mean difference [95% interval] over 5 paired seeds, p after Holm. Keras 3.15.1,
@@ -225,6 +231,14 @@ EXPERIMENTS = {
             "cosine": 0.215,
         },
     },
+    # The comparison to beware of: a half-decade above the best constant rate, for both.
+    "one_rate": {
+        "data": "mnist1d",
+        "samples": 2000,
+        "epochs": 12,
+        "batch_size": 64,
+        "learning_rates": {"constant": 0.316, "cosine": 0.316},
+    },
     "36_epochs": {
         "data": "mnist1d",
         "samples": 2000,
@@ -293,6 +307,26 @@ CLAIMS = [
     {
         "text": "Cosine decay ends at a lower training loss than the best constant rate",
         "experiment": "12_epochs",
+        "variant": "cosine",
+        "against": "constant",
+        "metric": "train_loss",
+        "direction": "lower",
+        "at_least": 0.01,
+        "textbook": "Decay lets training converge.",
+    },
+    {
+        "text": "At three times the best constant rate for both, cosine decay raises test accuracy "
+        "by five points or more",
+        "experiment": "one_rate",
+        "variant": "cosine",
+        "against": "constant",
+        "metric": "test_accuracy",
+        "direction": "higher",
+        "at_least": 0.05,
+    },
+    {
+        "text": "There, cosine decay ends at a lower training loss",
+        "experiment": "one_rate",
         "variant": "cosine",
         "against": "constant",
         "metric": "train_loss",

@@ -26,7 +26,7 @@ Reference:  Zhang, Bengio, Hardt, Recht, Vinyals (2017), Understanding Deep Lear
             Rethinking Generalization, arXiv:1611.03530, sections 2 and 4. Nakkiran, Kaplun, Bansal,
             Yang, Barak, Sutskever (2019), Deep Double Descent, arXiv:1912.02292, section 5.
 Run:        python -m recipes.model_capacity, with --sweep for wrong labels at each one's own rate
-Measured:   No clear difference: Two hidden units fit the training data worse than 32 (-68.0
+Measured:   No clear difference: 32 hidden units fit the training data better than two (-68.0
               [-105.2, -30.8] points, p = .053).
             No clear difference: Two hidden units reach a lower test accuracy than 32 (-66.1
               [-101.6, -30.6] points, p = .053).
@@ -165,7 +165,7 @@ EXPERIMENTS = {
 
 CLAIMS = [
     {
-        "text": "Two hidden units fit the training data worse than 32",
+        "text": "32 hidden units fit the training data better than two",
         "experiment": "clean",
         "variant": "width_2",
         "against": "width_32",

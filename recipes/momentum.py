@@ -342,9 +342,9 @@ def illustrate(summary):
         for name, experiment in summary["experiments"].items()
         if all(entry["arguments"].get("linear") for entry in experiment["variants"].values())
     }
-    figure = Figure(figsize=(16, 4.6), layout="constrained")
     if not experiments:
-        return figure
+        return None
+    figure = Figure(figsize=(16, 4.6), layout="constrained")
     split = prepare(data.load("diabetes", samples=ROWS), linear=True)
     across, along = np.meshgrid(np.linspace(-2, 2, 201), np.linspace(-0.6, 1.6, 201))
     surface = np.log10((STEEP * across**2 + FLAT * along**2) / 2 + 1e-3)

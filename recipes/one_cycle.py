@@ -29,6 +29,8 @@ Measured:   No clear difference: One cycle reaches a higher test accuracy than t
               [-3.8, +1.6] points, p = .223).
             Supported: One cycle of a third of the epochs is less accurate than a constant rate in
               all (-21.5 [-29.2, -13.8] points, p = .006).
+            Supported: At three times the best constant rate for both, one cycle raises test
+              accuracy by five points or more (+59.3 [+49.1, +69.6] points, p < .001).
             Mean difference [95% interval] over 5 paired seeds, p after Holm. Keras 3.15.1,
               TensorFlow 2.21.0, Linux x86_64, 2 cores.
 """
@@ -393,6 +395,14 @@ EXPERIMENTS = {
             "one_cycle_4": 0.178,
         },
     },
+    # The comparison to beware of: a half-decade above the best constant rate, for both.
+    "one_rate": {
+        "data": "mnist1d",
+        "samples": 2000,
+        "epochs": 12,
+        "batch_size": 64,
+        "learning_rates": {"constant": 0.316, "one_cycle": 0.316},
+    },
 }
 
 CLAIMS = [
@@ -422,7 +432,7 @@ CLAIMS = [
         "metric": "test_accuracy",
         "direction": "equal",
         "at_least": 0.02,
-        "textbook": "Momentum has to be cycled against the learning rate.",
+        "against_textbook": "Momentum has to be cycled against the learning rate.",
     },
     {
         "text": "One cycle of a third of the epochs is less accurate than a constant rate in all",
@@ -432,7 +442,17 @@ CLAIMS = [
         "metric": "test_accuracy",
         "direction": "lower",
         "at_least": 0.03,
-        "textbook": "One cycle trains several times faster than a constant rate.",
+        "against_textbook": "One cycle trains several times faster than a constant rate.",
+    },
+    {
+        "text": "At three times the best constant rate for both, one cycle raises test "
+        "accuracy by five points or more",
+        "experiment": "one_rate",
+        "variant": "one_cycle",
+        "against": "constant",
+        "metric": "test_accuracy",
+        "direction": "higher",
+        "at_least": 0.05,
     },
 ]
 
@@ -443,8 +463,8 @@ def illustrate(summary):
 
     from recipes._lab import picture
 
-    (experiment,) = summary["experiments"].values()
-    (colors,) = picture.variant_colors(summary["experiments"]).values()
+    name, experiment = next(iter(summary["experiments"].items()))
+    colors = picture.variant_colors(summary["experiments"])[name]
     figure = Figure(figsize=(10, 3.5), layout="constrained")
     panels = figure.subplots(1, 2)
     for variant, entry in experiment["variants"].items():

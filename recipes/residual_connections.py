@@ -23,12 +23,12 @@ Reference:  He, Zhang, Ren, Sun (2015), Deep Residual Learning for Image Recogni
             Networks, arXiv 1603.05027, section 2. Zhang, Dauphin, Ma (2019), Fixup Initialization,
             arXiv 1901.09321, section 2, for the growth and for blocks that start small.
 Run:        python -m recipes.residual_connections, with --sweep for blocks of full size
-Measured:   Supported: 64 layers make two samples more alike without connections than with them
+Measured:   Supported: With 64 layers, connections raise test accuracy (+74.0 [+62.9, +85.0] points,
+              p < .001).
+            Supported: 64 layers make two samples more alike without connections than with them
               (+0.266 [+0.186, +0.346], p = .004).
             Supported: Without connections, 64 layers reach a higher training loss than 4 (+1.77
               [+1.38, +2.16], p = .002).
-            Supported: With 64 layers, connections raise test accuracy (+74.0 [+62.9, +85.0] points,
-              p < .001).
             Supported: With 16 layers, connections raise test accuracy (+4.9 [+3.4, +6.4] points, p
               = .004).
             No clear difference: With 4 layers, connections change test accuracy by less than two
@@ -143,11 +143,14 @@ def signals(model, x, y):
 SYMPTOMS = ["at chance"]
 
 VARIANTS = {
-    f"{name}_{depth}": {"depth": depth, "residual": residual}
-    for depth in (4, 16, 64)
-    for name, residual in (("plain", False), ("residual", True))
+    "plain_4": {"depth": 4, "residual": False},
+    "residual_4": {"depth": 4, "residual": True},
+    "plain_16": {"depth": 16, "residual": False},
+    "residual_16": {"depth": 16, "residual": True},
+    "full_size_16": {"depth": 16, "residual": True, "branch_scale": 1.0},
+    "plain_64": {"depth": 64, "residual": False},
+    "residual_64": {"depth": 64, "residual": True},
 }
-VARIANTS["full_size_16"] = {"depth": 16, "residual": True, "branch_scale": 1.0}
 
 EQUAL_START = [
     ["plain_4", "residual_4"],
@@ -163,20 +166,28 @@ EXPERIMENTS = {
         "learning_rates": {
             "plain_4": 0.0316,
             "residual_4": 0.1,
-            "plain_16": 0.01,
-            "residual_16": 0.1,
             "plain_64": 0.00316,
             "residual_64": 0.1,
         },
     },
-    "full_size": {
+    "16_layers": {
         **DIGITS,
         "sweep": True,
-        "learning_rates": {"residual_16": 0.1, "full_size_16": 0.001},
+        "learning_rates": {"plain_16": 0.01, "residual_16": 0.1, "full_size_16": 0.001},
     },
 }
 
 CLAIMS = [
+    {
+        "text": "With 64 layers, connections raise test accuracy",
+        "experiment": "depth",
+        "variant": "residual_64",
+        "against": "plain_64",
+        "metric": "test_accuracy",
+        "direction": "higher",
+        "at_least": 0.1,
+        "textbook": "Residual connections make deep networks trainable.",
+    },
     {
         "text": "64 layers make two samples more alike without connections than with them",
         "experiment": "depth",
@@ -197,18 +208,8 @@ CLAIMS = [
         "textbook": "Deeper plain networks train worse.",
     },
     {
-        "text": "With 64 layers, connections raise test accuracy",
-        "experiment": "depth",
-        "variant": "residual_64",
-        "against": "plain_64",
-        "metric": "test_accuracy",
-        "direction": "higher",
-        "at_least": 0.1,
-        "textbook": "Residual connections make deep networks trainable.",
-    },
-    {
         "text": "With 16 layers, connections raise test accuracy",
-        "experiment": "depth",
+        "experiment": "16_layers",
         "variant": "residual_16",
         "against": "plain_16",
         "metric": "test_accuracy",
@@ -236,7 +237,7 @@ CLAIMS = [
     },
     {
         "text": "16 blocks reach a lower test accuracy at full size than divided by sqrt(depth)",
-        "experiment": "full_size",
+        "experiment": "16_layers",
         "variant": "full_size_16",
         "against": "residual_16",
         "metric": "test_accuracy",

@@ -166,8 +166,9 @@ class InverseSquareRootDecay(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step):
         t = ops.cast(ops.convert_to_tensor(step) + 1, "float32")
-        rising, falling = t / self.warmup_steps, ops.sqrt(self.warmup_steps / t)
-        return self.learning_rate * ops.where(t < self.warmup_steps, rising, falling)
+        factor = ops.minimum(t / self.warmup_steps, ops.sqrt(self.warmup_steps / t))
+        # In a graph a reciprocal may take the place of a quotient, and the top would be rounded.
+        return self.learning_rate * ops.where(t == self.warmup_steps, 1.0, factor)
 
     def get_config(self):
         return {"learning_rate": self.learning_rate, "warmup_steps": self.warmup_steps}
@@ -329,37 +330,27 @@ VARIANTS = {
 
 EQUAL_START = [list(VARIANTS)]
 
+DIGITS = {"data": "digits", "samples": 1000, "epochs": 20, "batch_size": 64}
+
 EXPERIMENTS = {
     # Here the rate is the subject: twenty times Keras's default for Adam.
     "large_rate": {
-        "data": "digits",
-        "samples": 1000,
-        "epochs": 20,
-        "batch_size": 64,
+        **DIGITS,
         "arguments": {"optimizer": "adam"},
         "learning_rates": {"none": 0.02, "warmup": 0.02},
     },
     "own_rate": {
-        "data": "digits",
-        "samples": 1000,
-        "epochs": 20,
-        "batch_size": 64,
+        **DIGITS,
         "arguments": {"optimizer": "adam"},
         "learning_rates": {"none": 0.001, "warmup": 0.001},
     },
     "sgd": {
-        "data": "digits",
-        "samples": 1000,
-        "epochs": 20,
-        "batch_size": 64,
+        **DIGITS,
         "arguments": {"optimizer": "sgd"},
         "learning_rates": {"none": 0.0316, "warmup": 0.01},
     },
     "with_decay": {
-        "data": "digits",
-        "samples": 1000,
-        "epochs": 20,
-        "batch_size": 64,
+        **DIGITS,
         "arguments": {"optimizer": "adam"},
         "sweep": True,
         "learning_rates": {"cosine": 0.00316, "warmup_cosine": 0.00316, "warmup_inv_sqrt": 0.001},

@@ -6,7 +6,7 @@ import pytest
 
 from recipes import data_augmentation as recipe
 
-EVERY_CHANGE = {"shift": 0.1, "rotation": 0.05, "flip": True}
+EVERY_CHANGE = {"shift": 0.1, "rotation": 0.05, "flip": "horizontal"}
 
 
 def changed(model, x):
@@ -93,7 +93,7 @@ def test_rotation_is_a_fraction_of_a_full_turn():
 
 def test_flip_mirrors_about_half_of_the_images_left_to_right():
     image = np.random.default_rng(2).random((9, 9)).astype("float32")
-    model = recipe.build_model((9, 9), flip=True, seed=7)
+    model = recipe.build_model((9, 9), flip="horizontal", seed=7)
     seen = changed(model, np.tile(image, (400, 1, 1))).reshape(400, 9, 9)
     mirrored = (seen == image[:, ::-1]).all(axis=(1, 2))
     assert (mirrored | (seen == image).all(axis=(1, 2))).all()

@@ -110,7 +110,7 @@ def test_soft_threshold_survives_saving():
 
 
 def test_decay_without_gradients_is_a_power():
-    rate, decay, steps = 0.1, 0.5, 20
+    rate, decay, steps = 0.1, 0.5, 6
     for optimizer in ("adam", "sgd"):
         model = recipe.build_model(
             (6,), 3, weight_decay=decay, optimizer=optimizer, learning_rate=rate
@@ -140,7 +140,7 @@ def test_keras_decays_biases_unless_told_not_to():
     assert float(model.trainable_variables[1][0]) == pytest.approx(0.9)
 
 
-def adam_with_l2_alone(l2, rate=0.01, steps=50):
+def adam_with_l2_alone(l2, rate=0.01, steps=20):
     """Adam (Kingma and Ba 2015, the end of section 2) on l2 * w^2, from w = 1."""
     w, first, second = 1.0, 0.0, 0.0
     for step in range(1, steps + 1):
@@ -152,11 +152,11 @@ def adam_with_l2_alone(l2, rate=0.01, steps=50):
     return w
 
 
-@pytest.mark.parametrize("l2", [1e-4, 1e-2, 1e-1])
+@pytest.mark.parametrize("l2", [1e-4, 1e-1])
 def test_adam_with_l2_is_blind_to_its_size_where_data_give_no_gradient(l2):
     model = recipe.build_model((6,), 3, optimizer="adam", l2=l2, learning_rate=0.01)
     model.set_weights([np.ones(w.shape) for w in model.weights])
-    for _ in range(50):
+    for _ in range(20):
         with tf.GradientTape() as tape:
             penalty = tf.add_n(model.losses)
         kernels = kernels_of(model)

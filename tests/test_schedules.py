@@ -183,6 +183,7 @@ EXACT = {  # name: {step: rate}
     "warmup_down": {0: 0.4, 5: 0.1, 6: 0.1},
     "warmup_long": {0: 0.1, MILLIONS: 0.3, MILLIONS + 1: 0.3},
     "inverse_square_root": {3999: (512 * 4000) ** -0.5},
+    "only_falling": {0: 0.3},
     "triangular": {0: 0.001, 2000: 0.006, 4000: 0.001, 6000: 0.006, MILLIONS: 0.001},
     "smallest_cycle": {0: 0.1, 1: 0.3, 2: 0.1, MILLIONS: 0.1, MILLIONS + 1: 0.3},
     "triangular2": {0: 0.001, 500_000: 0.3, 1_000_000: 0.001, MILLIONS: 0.001},
