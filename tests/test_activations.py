@@ -1,6 +1,7 @@
 """Activations: derivatives against their formulas, the signal through layers, and dead units."""
 
 import math
+import types
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 import data
 from recipes import activations
+from tests.conftest import assert_is_relu_network
 
 
 def sigmoid(z):
@@ -107,6 +109,11 @@ def test_weights_have_the_variance_that_fits_the_activation(arguments, scale):
     assert model.layers[2].kernel.numpy().var() == pytest.approx(scale / 400, rel=0.015)
 
 
+def test_network_starts_and_learns_as_written_out():
+    model = activations.build_model((8, 8), hidden_layers=2, learning_rate=0.2, seed=3)
+    assert_is_relu_network(model, [64, 64], 0.2, momentum=0.9)
+
+
 # The signal on its way back.
 
 
@@ -137,6 +144,15 @@ def test_relu_from_half_the_variance_loses_a_root_of_two_at_every_layer(split):
     ratio = he["backward_ratio"] / glorot["backward_ratio"]
     assert ratio == pytest.approx(math.sqrt(2), rel=0.02)
     assert he["backward_ratio"] == pytest.approx(1, abs=0.1)
+
+
+def test_measure_takes_the_signal_from_the_start_and_the_dead_units_from_the_end(split):
+    model = activations.build_model((8, 8), seed=1, hidden_layers=2)
+    before = activations.measure(model, split)
+    assert before["dead_units"] < 0.5
+    for layer in model.layers[2:-1:2]:
+        layer.bias.assign(np.full(64, -1000))
+    assert activations.measure(model, split) == {**before, "dead_units": 1}
 
 
 # Dead units.
@@ -184,6 +200,27 @@ def test_step_is_timed_without_touching_the_model(split):
     assert all(value > 0 for value in found.values())
     for one, other in zip(start, model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_the_shortest_block_counts_and_relu_is_timed_in_the_same_shape(split, monkeypatch):
+    """By a clock that says how long the blocks took: this network, ReLU, this network, ReLU."""
+    model = activations.build_model((8, 8), activation="tanh", hidden_layers=1, units=8)
+    build_model, built = activations.build_model, []
+
+    def recorded(*arguments, **named):
+        built.append(build_model(*arguments, **named))
+        return built[-1]
+
+    readings = iter([0, 0.5, 1, 1.3, 2, 2.2, 3, 3.4])
+    clock = types.SimpleNamespace(perf_counter=lambda: next(readings))
+    monkeypatch.setattr(activations, "time", clock)
+    monkeypatch.setattr(activations, "build_model", recorded)
+    found = activations.measure_step(model, split, batch_size=10, blocks=2)
+    # A block has ten steps.
+    assert found == pytest.approx({"step_milliseconds": 20, "relu_step_milliseconds": 30})
+    (relu,) = built
+    assert relu.layers[3].get_config()["activation"] == "relu"
+    assert [w.shape for w in relu.weights] == [w.shape for w in model.weights]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """Holds batch normalization to its formulas: moving statistics, scale invariance, folding."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import data
 from recipes import batch_normalization as recipe
 
 generator = np.random.default_rng(7)
@@ -170,6 +173,65 @@ def test_batch_statistics_accuracy_restores_the_moving_statistics():
     for weight, kept in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, kept)
     assert accuracy == np.mean(np.argmax(model(x, training=True), axis=-1) == y)
+
+
+def test_batch_statistics_accuracy_normalizes_every_batch_with_itself():
+    model = give_random_weights(recipe.build_model((6,), 3, batch_normalization=True))
+    x = normal(20, 6)
+    batches = [model(x[start : start + 8], training=True) for start in (0, 8, 16)]
+    y = np.argmax(np.concatenate(batches), axis=-1)
+    assert (np.argmax(model(x, training=True), axis=-1) != y).any()
+    assert recipe.batch_statistics_accuracy(model, x, y, batch_size=8) == 1.0
+    y[:5] = (y[:5] + 1) % 3
+    assert recipe.batch_statistics_accuracy(model, x, y, batch_size=8) == 0.75
+
+
+@pytest.fixture(scope="module")
+def split():
+    return data.load("digits", samples=100)
+
+
+def test_measure_gives_mixed_and_sorted_batches_of_all_test_samples(split, monkeypatch):
+    given = []
+
+    def count_calls(_, x, y):
+        given.append((x, y))
+        return len(given)
+
+    monkeypatch.setattr(recipe, "batch_statistics_accuracy", count_calls)
+    measured = recipe.measure(recipe.build_model((8, 8), batch_normalization=True), split)
+    assert (measured["mixed_batch_accuracy"], measured["sorted_batch_accuracy"]) == (1, 2)
+    pairs = sorted((x.tobytes(), y) for x, y in zip(*split.test, strict=True))
+    for x, y in given:
+        assert sorted((a.tobytes(), b) for a, b in zip(x, y, strict=True)) == pairs
+    (_, mixed), (_, by_class) = given
+    assert len(set(mixed[: recipe.BATCH_SIZE])) == 10
+    np.testing.assert_array_equal(by_class, np.sort(split.test.y))
+
+
+def test_measure_removes_the_normalization_and_nothing_else(split):
+    """The labels are what the network written out without its normalization predicts."""
+    model = give_random_weights(recipe.build_model((8, 8), batch_normalization=True, seed=1))
+    *kernels, last = (w.numpy() for w in model.weights if w.path.endswith("kernel"))
+    hidden = split.test.x.reshape(-1, 64)
+    for kernel in kernels:
+        hidden = 1 / (1 + np.exp(-hidden @ kernel))
+    logits = hidden @ last
+    bias = -logits.mean(axis=0)  # So that the classes take turns.
+    model.layers[-1].bias.assign(bias)
+    y = np.argmax(logits + bias, axis=-1)
+    assert len(set(y)) > 3
+    relabelled = dataclasses.replace(split, test=split.test._replace(y=y))
+    assert recipe.measure(model, relabelled)["removed_accuracy"] > 0.99
+
+
+def test_measure_reports_the_largest_difference_of_the_folded_network(split, monkeypatch):
+    model = give_random_weights(recipe.build_model((8, 8), batch_normalization=True))
+    assert 0 < recipe.measure(model, split)["folded_difference"] < 1e-4
+    difference = np.zeros((397, 10), "float32")
+    difference[5, 3] = -0.5
+    monkeypatch.setattr(recipe, "fold", lambda model: lambda x: model(x) + difference)
+    assert recipe.measure(model, split)["folded_difference"] == pytest.approx(0.5, rel=1e-4)
 
 
 def test_momentum_changes_inference_and_not_training():

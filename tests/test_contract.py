@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import data
-from recipes._lab import bench
+from recipes._lab import bench, command_line, training
 from recipes._lab.recipe import CARD_SECTIONS, Recipe, load_module, record_path
 from recipes._lab.training import build
 from tests.conftest import PROJECT, run_python
@@ -121,6 +121,20 @@ def test_record_stays_small(path):
     if file.exists():  # A recipe that has none yet keeps all the other promises.
         assert file.stat().st_size < 200_000
         json.loads(file.read_text())
+
+
+@pytest.mark.slow
+@each_recipe
+def test_smoke_run_builds_every_variant(path):
+    """`--quick` leaves few steps, and every schedule has to make do with them."""
+    recipe = Recipe(path)
+    options = command_line._parse(recipe, ["--quick"])
+    experiments = command_line._choose_experiments(recipe, options)
+    for run in bench.plan(recipe, experiments, seeds=1):
+        split = training.load(run)
+        assert len(split.train.x) <= 200
+        assert build(recipe.module, split, run).steps_per_execution >= 1
+        training.make_callbacks(recipe.module, split, run)
 
 
 @each_recipe

@@ -7,6 +7,7 @@ import tensorflow as tf
 from sklearn.metrics import brier_score_loss
 
 from recipes.cross_entropy import SURE_LOGIT, SquaredError, build_model
+from tests.conftest import assert_is_relu_network
 
 LOSSES = {
     "cross_entropy": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -98,6 +99,24 @@ def test_squared_error_is_the_score_of_brier():
 def test_squared_error_of_a_softmax_lies_between_zero_and_two():
     assert float(SquaredError()(np.array([0, 1]), np.eye(3)[[0, 1]])) == 0
     assert float(SquaredError()(np.array([0, 1]), np.eye(3)[[1, 2]])) == 2
+
+
+@pytest.mark.parametrize(
+    ("activation", "function"),
+    [("softmax", softmax), ("sigmoid", lambda z: 1 / (1 + np.exp(-z))), ("linear", lambda z: z)],
+)
+def test_squared_error_is_that_of_the_activation_asked_for(activation, function):
+    model = without_kernel(build_model((3,), 4, "squared_error", activation, wrong_logit=2.0))
+    expected = function(np.array([[2.0, 0.0, 0.0, 0.0]]))
+    outputs = model(np.ones((1, 3)))
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5)
+    value = float(model.loss(np.array([1]), outputs))
+    assert value == pytest.approx(np.sum((expected - np.eye(4)[1]) ** 2), rel=1e-5)
+
+
+def test_network_starts_and_learns_as_written_out():
+    model = build_model((8, 8), learning_rate=0.2, seed=3)
+    assert_is_relu_network(model, [64, 64], 0.2, momentum=0.9)
 
 
 def test_wrong_logit_zero_is_the_normal_start():

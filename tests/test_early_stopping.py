@@ -9,6 +9,7 @@ import pytest
 
 import data
 from recipes import early_stopping as recipe
+from tests.conftest import assert_is_relu_network
 
 generator = np.random.default_rng(3)
 
@@ -146,6 +147,11 @@ def test_steps_on_a_quadratic_shrink_nearly_as_a_penalty_does():
     moderate = rate * curvatures < 0.05
     assert moderate.sum() == 4
     assert np.abs(kept - ridge / solution)[moderate].max() < 0.21
+
+
+def test_network_starts_and_learns_as_written_out():
+    model = recipe.build_model((8, 8), units=48, learning_rate=0.2, seed=3)
+    assert_is_relu_network(model, [48, 48], 0.2, momentum=0.9)
 
 
 def test_joined_data_hold_every_sample_of_both_parts_once():

@@ -578,6 +578,7 @@ def compare_under_mirrored_strategy():
     print("compared")
 
 
+@pytest.mark.slow
 def test_global_gradient_of_two_replicas():
     program = "from tests.test_gradient_norms import *; compare_under_mirrored_strategy()"
     code, output, errors = run_python("-c", program)

@@ -10,6 +10,7 @@ import tensorflow as tf
 from scipy.optimize import linprog
 
 from recipes.hidden_layer import WIDTHS_AT_EQUAL_SIZE, build_model, tunable_model
+from tests.conftest import assert_is_relu_network
 
 CORNERS = np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]], "float32")
 LABELS = np.array([0, 1, 1, 0])
@@ -64,6 +65,12 @@ def test_no_width_is_no_hidden_layer():
     model = build_model((5,), 3, widths=[])
     assert [layer.name for layer in model.layers if layer.weights] == [model.layers[-1].name]
     assert model.count_params() == (5 + 1) * 3
+
+
+@pytest.mark.parametrize("widths", [[], [64, 64]])
+def test_network_starts_and_learns_as_written_out(widths):
+    model = build_model((8, 8), widths=widths, learning_rate=0.2, seed=3)
+    assert_is_relu_network(model, widths, 0.2, momentum=0.9)
 
 
 def test_networks_of_equal_size_have_as_many_weights():

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import data
 from recipes import initialization
+from tests.conftest import assert_steps_as_written_out
 
 FUNCTIONS = {
     "linear": (lambda z: z, lambda z: np.ones_like(z)),
@@ -81,6 +82,11 @@ def test_orthogonal_keeps_lengths_up_to_its_gain(activation, gain):
     np.testing.assert_allclose(kernel.T @ kernel, gain**2 * np.eye(64), atol=1e-5)
 
 
+def test_orthogonal_outputs_have_no_gain_because_no_relu_follows():
+    kernel = initialization.build_model(initializer="orthogonal", hidden_layers=1).layers[-1].kernel
+    np.testing.assert_allclose(kernel.numpy().T @ kernel.numpy(), np.eye(10), atol=1e-5)
+
+
 def test_seeded_instance_gives_equal_kernels_to_the_layers_that_share_it():
     """The trap that `make_initializer` avoids by returning a new one each time."""
     shared = keras.initializers.HeNormal(seed=1)
@@ -94,6 +100,13 @@ def test_seeded_instance_gives_equal_kernels_to_the_layers_that_share_it():
 def test_unknown_initializer_is_named():
     with pytest.raises(ValueError, match="Received: initializer='xavier'"):
         initialization.build_model(initializer="xavier")
+
+
+def test_network_learns_as_written_out():
+    model = initialization.build_model(
+        (8, 8), initializer="he", hidden_layers=2, learning_rate=0.2, seed=3
+    )
+    assert_steps_as_written_out(model, 0.2, momentum=0.9)
 
 
 # The signal through the layers.
@@ -191,6 +204,19 @@ def test_measure_looks_at_the_start_even_after_training():
     model.set_weights([weight + 1 for weight in model.get_weights()])
     assert initialization.measure(model, split) == before
     assert before["distinct_units"] == initialization.UNITS
+
+
+def test_measure_takes_the_mean_factor_from_a_layer_to_the_next_and_the_units_of_the_end():
+    split = data.load("digits", samples=50)
+    model = initialization.build_model((8, 8), initializer="glorot", hidden_layers=3)
+    forward, backward = initialization.signal_by_layer(model, *split.train)
+    kernel = model.layers[2].kernel
+    kernel.assign(np.tile(kernel.numpy()[:, :4], 16))
+    measured = initialization.measure(model, split)
+    # Two factors lead through three layers.
+    assert measured["forward_ratio"] ** 2 == pytest.approx(forward[2] / forward[0])
+    assert measured["backward_ratio"] ** 2 == pytest.approx(backward[0] / backward[2])
+    assert measured["distinct_units"] == 4
 
 
 # Weights that start equal.

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 import data
 from recipes import input_whitening as recipe
+from tests.conftest import assert_is_relu_network
 
 generator = np.random.default_rng(3)
 WHITENED = ["pca", "zca"]
@@ -103,6 +104,19 @@ def test_hessian_of_least_squares_is_the_identity(inputs):
     np.testing.assert_allclose(hessian, np.eye(4), atol=1e-5)
 
 
+def test_network_starts_and_learns_as_written_out():
+    model = recipe.build_model((8, 8), 10, learning_rate=0.2, seed=3)
+    assert_is_relu_network(model, [64, 64], 0.2)
+
+
+def test_regression_has_no_accuracy():
+    for classes, names in ((None, {"loss"}), (3, {"loss", "accuracy"})):
+        model = recipe.build_model((5,), classes, hidden_layers=0)
+        model.run_eagerly = True
+        values = model.test_on_batch(np.ones((2, 5)), np.ones((2, 1)), return_dict=True)
+        assert set(values) == names
+
+
 def train_one_step(model, x, y):
     with tf.GradientTape() as tape:
         loss = squared_error(model, x, y)
@@ -159,6 +173,13 @@ def test_images_are_flattened():
     assert split.test.x.shape == (397, 64)
 
 
+def test_parts_are_scaled_with_the_epsilon(diabetes):
+    mean, matrix = recipe.fit_scaling(diabetes.train.x, "zca", 0.5)
+    prepared = recipe.prepare(diabetes, inputs="zca", epsilon=0.5)
+    expected = (diabetes.test.x - mean) @ matrix
+    np.testing.assert_allclose(prepared.test.x, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_least_squares_rmse_is_that_of_scikit_learn(diabetes):
     from sklearn.linear_model import LinearRegression
 
@@ -167,6 +188,9 @@ def test_least_squares_rmse_is_that_of_scikit_learn(diabetes):
     expected = np.sqrt(np.mean(residuals**2)) * diabetes.target_scale
     measured = recipe.measure(None, recipe.prepare(diabetes, inputs="pca"))
     assert measured["least_squares_train_rmse"] == pytest.approx(expected, rel=1e-5)
+    # With a bias, so that it does not matter around which mean the targets lie.
+    shifted = dataclasses.replace(diabetes, train=diabetes.train._replace(y=y + 5))
+    assert recipe.measure(None, shifted) == pytest.approx(measured, rel=1e-5)
 
 
 @pytest.mark.parametrize(

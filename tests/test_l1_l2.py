@@ -8,6 +8,7 @@ import tensorflow as tf
 
 import data
 from recipes import l1_l2 as recipe
+from tests.conftest import assert_is_relu_network
 
 generator = np.random.default_rng(5)
 
@@ -32,6 +33,11 @@ def kernels_of(model):
 
 def give_gradients(model, gradients):
     model.optimizer.apply(gradients, model.trainable_variables)
+
+
+def test_network_without_penalties_starts_and_learns_as_written_out():
+    model = recipe.build_model((8, 8), learning_rate=0.2, seed=3)
+    assert_is_relu_network(model, [128, 128], 0.2)
 
 
 def test_loss_is_written_out_right():
@@ -228,6 +234,19 @@ def test_under_normalization_size_means_nothing_to_the_data_and_all_to_the_penal
     assert sum(map(float, model.losses)) == pytest.approx(penalty / 4, rel=1e-5)
 
 
+def test_normalization_stands_before_each_relu_and_keeps_nine_tenths_of_its_statistics():
+    model = recipe.build_model((6,), 3, batch_normalization=True)
+    x = normal(20, 6)
+    *kernels, last = (k.numpy() for k in kernels_of(model))
+    expected = x
+    for kernel in kernels:
+        z = expected @ kernel
+        expected = np.maximum((z - z.mean(axis=0)) / np.sqrt(z.var(axis=0) + 1e-3), 0)
+    np.testing.assert_allclose(model(x, training=True), expected @ last, rtol=1e-3, atol=1e-4)
+    first = next(n for n in model.layers if isinstance(n, keras.layers.BatchNormalization))
+    np.testing.assert_allclose(first.moving_mean, 0.1 * (x @ kernels[0]).mean(axis=0), atol=1e-5)
+
+
 def test_factors_of_zero_leave_nothing_behind():
     model = recipe.build_model()
     assert model.losses == []
@@ -256,7 +275,9 @@ def test_blank_inputs_are_those_without_a_single_value():
     kernel = kernels_of(model)[0]
     assert recipe.measure_blank_inputs(model, split)["blank_weights"] == 1.0
     kernel.assign(kernel.numpy() * np.where(blank, 0.25, 7.0)[:, np.newaxis])
-    assert recipe.measure_blank_inputs(model, split)["blank_weights"] == pytest.approx(0.25)
+    measured = recipe.measure_blank_inputs(model, split)
+    assert measured.pop("blank_weights") == pytest.approx(0.25)
+    assert measured == recipe.measure(model, split)
 
 
 @pytest.mark.parametrize("name", ["l1", "l2", "proximal_l1", "weight_decay"])

@@ -5,6 +5,7 @@ import pytest
 
 import data
 from recipes import model_capacity as recipe
+from tests.conftest import assert_is_relu_network
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,11 @@ from recipes import model_capacity as recipe
 def test_weights_are_as_many_as_width_and_depth_say(units, hidden_layers, expected):
     model = recipe.build_model(units=units, hidden_layers=hidden_layers)
     assert model.count_params() == expected
+
+
+def test_network_starts_and_learns_as_written_out():
+    model = recipe.build_model((8, 8), units=48, hidden_layers=2, learning_rate=0.2, seed=3)
+    assert_is_relu_network(model, [48, 48], 0.2, momentum=0.9)
 
 
 def test_as_many_units_as_samples_can_give_any_output_exactly():
@@ -114,6 +120,7 @@ def test_picture_joins_the_widths_in_order_of_their_size():
         }
     }
     (axes,) = recipe.illustrate(summary).axes
-    training, _, test, _ = (line.get_xydata().tolist() for line in axes.lines)
+    training, other_training, test, other_test = (line.get_xydata().tolist() for line in axes.lines)
     assert training == [[160, 30.0], [2410, 100.0]]
     assert test == [[160, 25.0], [2410, 90.0]]
+    assert (other_training, other_test) == ([[650, 90.0]], [[650, 85.0]])

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import data
 from recipes.output_layer import VARIANTS, build_model, measure, output_and_loss, prepare
+from tests.conftest import assert_is_relu_network
 
 CLASSES = 4
 X = np.random.default_rng(0).normal(size=(6, 5)).astype("float32")
@@ -62,6 +63,34 @@ def test_softmax_logits_and_one_hot_labels_take_the_same_step():
     expected = of_kind("softmax")
     assert_same(of_kind("logits"), expected, rtol=0)
     assert_same(of_kind("one_hot", ONE_HOT), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("output", ["softmax", "logits"])
+def test_network_starts_and_learns_as_written_out(output):
+    model = build_model((8, 8), output=output, learning_rate=0.2, seed=3)
+    assert_is_relu_network(model, [64, 64], 0.2, momentum=0.9)
+
+
+@pytest.mark.parametrize(
+    ("output", "y"),
+    [("sigmoid", LABELS[:, np.newaxis] > 1), ("sigmoids", ONE_HOT), ("linear", X[:, :1])],
+)
+def test_sigmoids_and_numbers_have_the_losses_of_their_formulas(output, y):
+    model = build_model((5,), CLASSES, output, seed=1)
+    dense = model.layers[-1]
+    kernel, bias = dense.get_weights()
+    z = keras.Model(model.input, dense.input)(X).numpy() @ kernel + bias
+    squared_error = np.mean((z - y) ** 2)
+    cross_entropy = np.mean(np.log1p(np.exp(z)) - y * z)
+    expected = squared_error if output == "linear" else cross_entropy
+    assert of_kind(output, y.astype("float32"))[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_numbers_have_no_accuracy():
+    for output, names in (("linear", {"loss"}), ("sigmoid", {"loss", "accuracy"})):
+        model = build_model((5,), output=output)
+        model.run_eagerly = True
+        assert set(model.test_on_batch(X, LABELS[:, np.newaxis] > 1, return_dict=True)) == names
 
 
 def test_gradient_of_a_softmax_is_probability_minus_label():

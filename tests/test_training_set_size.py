@@ -5,6 +5,12 @@ import pytest
 
 import data
 from recipes import training_set_size as recipe
+from tests.conftest import assert_is_relu_network
+
+
+def test_network_starts_and_learns_as_written_out():
+    model = recipe.build_model((8, 8), units=48, learning_rate=0.2, seed=3)
+    assert_is_relu_network(model, [48, 48], 0.2, momentum=0.9)
 
 
 def test_repeated_rows_hold_every_sample_equally_often():
@@ -120,3 +126,13 @@ def test_picture_has_a_line_for_each_accuracy_that_was_measured():
     first, second = recipe.illustrate(summary).axes
     assert [len(axes.lines) for axes in (first, second)] == [3, 2]
     np.testing.assert_allclose(first.lines[2].get_xydata(), [[25, 50.0], [50, 50.0]])
+    heights = first.collections[2].get_paths()[0].vertices[:, 1]  # Of the band around the line.
+    assert (heights.min(), heights.max()) == pytest.approx((49.0, 51.0))
+
+
+def test_picture_of_a_single_seed_has_no_bands():
+    accuracy = {"mean": 0.8, "low": None, "high": None}
+    variant = {"arguments": {"samples": 25}, "metrics": {"test_accuracy": accuracy}}
+    (axes,) = recipe.illustrate({"experiments": {"digits": {"variants": {"one": variant}}}}).axes
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[25, 80.0]])
+    np.testing.assert_allclose(axes.collections[0].get_paths()[0].vertices[:, 1], 80.0)

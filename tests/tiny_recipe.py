@@ -62,9 +62,9 @@ def measure(model, split):
     return {"test_rows": len(split.test.y)}
 
 
-def measure_table(model, split):
-    """Return another metric, in the experiment that names this function."""
-    return {"columns": split.test.x.shape[1]}
+def measure_table(model, split, epochs):
+    """Return other metrics, in the experiment that names this function."""
+    return {"columns": split.test.x.shape[1], "told_epochs": epochs}
 
 
 if __name__ == "__main__":
