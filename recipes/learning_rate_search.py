@@ -34,7 +34,7 @@ Measured:   Supported: Random search finds a rate with a higher test accuracy th
               points (-0.8 [-5.9, +4.4] points, p = .741).
             No clear difference: With a capped loss, Bayesian search finds a better rate than random
               search (+1.4 [-2.5, +5.3] points, p = .752).
-            No clear difference: Hyperband finds a better rate than random search (+0.8 [-3.9, +5.4]
+            No clear difference: Hyperband finds a better rate than random search (+0.7 [-4.0, +5.4]
               points, p = .752).
             No clear difference: The range test finds a rate as good as random search does, within
               three points (-1.4 [-6.0, +3.2] points, p = .741).
@@ -58,7 +58,7 @@ import numpy as np
 HIDDEN_UNITS = 64
 MOMENTUM = 0.9
 LOWEST_RATE, HIGHEST_RATE = 1e-4, 100.0  # Wide on purpose: the upper third diverges.
-EPOCHS = 9  # Of a training whose rate is sought, and the most that Hyperband gives a trial.
+EPOCHS = 9  # Of a training whose rate is sought.
 TRIALS = 8  # 8 trainings of 9 epochs are 72; Hyperband's plan for 9 epochs comes to 75.
 RANGE_TEST_STEPS = 100
 DRAWS = 1000  # More than any search here makes.
@@ -122,8 +122,8 @@ def tunable_model(hp):
     )
 
 
-def make_tuner(strategy, hypermodel, directory, seed=1):
-    """Return a tuner of Keras Tuner that searches the learning rate with about 72 epochs.
+def make_tuner(strategy, hypermodel, directory, seed=1, epochs=EPOCHS, trials=TRIALS):
+    """Return a tuner of Keras Tuner that searches the learning rate with 8 trainings' epochs.
 
     The range of the rate is set here and wins over that of `hypermodel`; everything else in
     `hypermodel` keeps its default.
@@ -142,6 +142,8 @@ def make_tuner(strategy, hypermodel, directory, seed=1):
             away, because its results may be those of other settings.
         seed: Int >= 1: Keras Tuner takes 0 for no seed. Its draw number i with seed s is draw i - 1
             with seed s + 1, so seeds of repeated searches have to be farther apart than draws.
+        epochs: Int >= 1, of a whole training, and the most that Hyperband gives a trial.
+        trials: Int >= 1, the number of trainings; Hyperband makes its own plan.
 
     Raises:
         ValueError: if `strategy` is unknown, or `seed` below 1.
@@ -157,7 +159,7 @@ def make_tuner(strategy, hypermodel, directory, seed=1):
         raise ValueError(f"Argument `seed` must be >= 1. Received: seed={seed}")
     space = keras_tuner.HyperParameters()
     # The grid has as many rates as the others have trials, at equal ratios.
-    ratio = (HIGHEST_RATE / LOWEST_RATE) ** (1 / (TRIALS - 1)) if strategy == "grid" else None
+    ratio = (HIGHEST_RATE / LOWEST_RATE) ** (1 / max(1, trials - 1)) if strategy == "grid" else None
     space.Float("learning_rate", LOWEST_RATE, HIGHEST_RATE, sampling="log", step=ratio)
     settings = {
         "objective": "val_loss",
@@ -169,12 +171,12 @@ def make_tuner(strategy, hypermodel, directory, seed=1):
         "seed": seed,
     }
     if strategy == "hyperband":
-        return keras_tuner.Hyperband(hypermodel, max_epochs=EPOCHS, factor=3, **settings)
+        return keras_tuner.Hyperband(hypermodel, max_epochs=epochs, factor=3, **settings)
     if strategy == "grid":
-        return keras_tuner.GridSearch(hypermodel, max_trials=TRIALS, **settings)
+        return keras_tuner.GridSearch(hypermodel, max_trials=trials, **settings)
     if strategy == "random":
-        return keras_tuner.RandomSearch(hypermodel, max_trials=TRIALS, **settings)
-    return keras_tuner.BayesianOptimization(hypermodel, max_trials=TRIALS, **settings)
+        return keras_tuner.RandomSearch(hypermodel, max_trials=trials, **settings)
+    return keras_tuner.BayesianOptimization(hypermodel, max_trials=trials, **settings)
 
 
 VARIANTS = {"default_rate": {}}
@@ -271,7 +273,7 @@ CLAIMS = [
 SYMPTOMS = ["choosing a rate"]
 
 
-def measure(model, split):
+def measure(model, split, epochs=EPOCHS):
     """Search the rate with every strategy, and train at what each has chosen.
 
     For each strategy: `..._accuracy` on test data and `..._validation_accuracy` after a training
@@ -283,7 +285,7 @@ def measure(model, split):
 
     All trainings share one network, whose weights are set back: tracing takes longer than training.
     """
-    network = _Network(split)
+    network = _Network(split, epochs)
     metrics = {}
     for strategy in STRATEGIES:
         with tempfile.TemporaryDirectory() as folder:
@@ -296,10 +298,12 @@ def measure(model, split):
 class _Network:
     """One network that is trained again and again, from the same weights or from others."""
 
-    def __init__(self, split):
+    def __init__(self, split, epochs=EPOCHS):
         import tensorflow as tf
 
         self.split = split
+        self.epochs = epochs
+        self.trials = TRIALS if epochs == EPOCHS else 4  # Few in a smoke run.
         self.batch_size = 64
         self.steps = -(-len(split.train.x) // self.batch_size)
         self.model = self._build(split.seed)
@@ -348,7 +352,7 @@ class _Network:
         self.set_back(self._state(other))
         if rate is not None:
             self.model.optimizer.learning_rate = rate
-            self.model.fit(**self.fit_arguments, epochs=EPOCHS)
+            self.model.fit(**self.fit_arguments, epochs=self.epochs)
         validation_accuracy = self.evaluate("validation")[1]
         return {
             "accuracy": self.evaluate("test")[1],
@@ -365,7 +369,8 @@ class _Network:
 
 
 def _search(network, strategy, folder, seed):
-    tuner = make_tuner(strategy, network.build_trial, folder, seed)
+    settings = {"epochs": network.epochs, "trials": network.trials}
+    tuner = make_tuner(strategy, network.build_trial, folder, seed, **settings)
     epochs = []
     # Copied with the callbacks, a function is the same one: the list stays ours.
     callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, _: epochs.append(epoch))]
@@ -376,7 +381,7 @@ def _search(network, strategy, folder, seed):
     with _quick_collection(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The Gaussian process complains about few scores.
         try:
-            tuner.search(**network.fit_arguments, epochs=EPOCHS, callbacks=callbacks)
+            tuner.search(**network.fit_arguments, epochs=network.epochs, callbacks=callbacks)
         except RuntimeError:  # Too many failed trials in a row.
             stopped = True
     best = tuner.get_best_hyperparameters()

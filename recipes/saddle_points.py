@@ -172,7 +172,8 @@ def make_schedule(kind, learning_rate, total_steps):
         rate = 0.99 if kind == "fast_decay" else 0.999
         return schedules.ExponentialDecay(learning_rate, decay_steps=1, decay_rate=rate)
     if kind == "restarts":
-        return schedules.CosineDecayRestarts(2 * learning_rate, total_steps // 10, t_mul=1.0)
+        cycle = max(1, total_steps // 10)
+        return schedules.CosineDecayRestarts(2 * learning_rate, cycle, t_mul=1.0)
     raise ValueError(
         "Argument `schedule` must be constant, fast_decay, slow_decay or restarts. "
         f"Received: schedule={kind!r}"

@@ -16,7 +16,7 @@ from recipes._lab.runs import RunFolder, check_writable
 from recipes._lab.tuning import command as tuning
 
 QUICK = {"epochs": 2, "samples": 200}
-QUICK_SEEDS = 2
+QUICK_SEEDS = 1
 QUICK_NOTE = "QUICK: a smoke run. Its numbers say that the program works, nothing more."
 
 

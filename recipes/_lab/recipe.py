@@ -31,13 +31,14 @@ DATA_OF_A_RECIPE = ("VARIANTS", "EQUAL_START", "EXPERIMENTS", "CLAIMS", "SYMPTOM
 class Experiment:
     """Data and training that all variants of a comparison share.
 
-    `learning_rates` names the variants that take part, in the order of the table; the first is
-    the baseline. `sweep` experiments run only on request. `measure` says whether the recipe's
-    function of that name is called on each trained model, or names another one. Metrics whose name
-    ends in `_milliseconds` or `_time_ratio` come from a clock and differ from run to run.
-    `arguments` go to `build_model` for all variants, whose own come on top. A variant can have
-    `samples`, `label_noise`, `epochs` and `batch_size` of its own among its arguments; `overrides`
-    wins over those, and is for the command line.
+    `learning_rates` names the variants that take part, in the order of the table; the first is the
+    baseline. `sweep` experiments run only on request. `measure` says whether the recipe's function
+    of that name is called on each trained model, or names another one; where it has an argument
+    `epochs`, it is told how many the model had. Metrics whose name ends in `_milliseconds` or
+    `_time_ratio` come from a clock and differ from run to run. `arguments` go to `build_model` for
+    all variants, whose own come on top. A variant can have `samples`, `label_noise`, `epochs` and
+    `batch_size` of its own among its arguments; `overrides` wins over those, and is for the command
+    line.
     """
 
     name: str

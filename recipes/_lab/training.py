@@ -37,10 +37,8 @@ def train(run):
     metrics["diverged"] = diverged(curves, metrics)
     metrics["generalization_gap"] = generalization_gap(metrics)
     if run.measure:
-        function = "measure" if run.measure is True else run.measure
-        start = time.perf_counter()
-        metrics.update(getattr(recipe, function)(model, split))
-        seconds += time.perf_counter() - start
+        measure = getattr(recipe, "measure" if run.measure is True else run.measure)
+        metrics.update(measure(model, split, **_named_by(measure, {"epochs": run.epochs})))
     return {
         "metrics": {name: float(value) for name, value in metrics.items()},
         "curves": curves,

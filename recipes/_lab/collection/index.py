@@ -39,7 +39,7 @@ def show(entries, symptom=None):
             print("  No recipe answers this yet.")
         print()
     print(
-        "The claim is a recipe's first; seconds are of training and measuring on one core.\n"
+        "The claim is a recipe's first; seconds are of training, on one core.\n"
         "python -m recipes.NAME runs a recipe; python -m recipes --help shows what else there is."
     )
 
