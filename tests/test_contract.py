@@ -132,7 +132,6 @@ def test_smoke_run_builds_every_variant(path):
     experiments = command_line._choose_experiments(recipe, options)
     for run in bench.plan(recipe, experiments, seeds=1):
         split = training.load(run)
-        assert len(split.train.x) <= 200
         assert build(recipe.module, split, run).steps_per_execution >= 1
         training.make_callbacks(recipe.module, split, run)
 
