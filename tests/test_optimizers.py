@@ -182,7 +182,7 @@ def test_adam_goes_to_the_wrong_end_and_amsgrad_to_the_right_one():
         x = keras.Variable(0.0)
         optimizer.build([x])
 
-        for t in range(600):
+        for t in range(300):
             optimizer.learning_rate = 0.5 / math.sqrt(t + 1)
             optimizer.apply([keras.ops.convert_to_tensor(3.0 if t % 3 == 0 else -1.0)], [x])
             x.assign(keras.ops.clip(x, -1.0, 1.0))

@@ -769,6 +769,7 @@ def test_killed_in_the_middle_of_a_trial_the_search_goes_on(finished, tmp_path, 
     assert tables(out) == tables(finished)
 
 
+@pytest.mark.slow
 def test_two_workers_one_of_them_killed_give_the_same_table(finished, tmp_path, monkeypatch):
     order = tmp_path / "order"
     order.write_text("0.1 1001")
