@@ -35,7 +35,7 @@ def write(runs, path):
     pictures = {entry.name: read_pictures(runs / entry.name, entry.name) for entry in entries}
     write_text(path, render(entries, local, pictures))
     found = sum(report is not None for report in local.values())
-    print(f"Written: {path}, with {len(entries)} recipes, {found} of them with runs of {runs}.")
+    print(f"Written: {path}. It has {len(entries)} recipes; {found} of them have runs in {runs}.")
 
 
 def read_run(folder):
