@@ -5,8 +5,9 @@ Technique:  Over the whole training the rate rises to several times what a const
             falls to almost 0; momentum falls while the rate rises, and rises while it falls.
 Claim:      What one cycle gains over the best constant rate, three points in the mean, is not clear
             from five seeds; nor is it told apart from cosine decay, or, with a rate of its own for
-            each, from a cycle that leaves the momentum alone. A third of the epochs is not enough
-            to do as well as the constant.
+            each, from a cycle that leaves the momentum alone. Its large rate needs the cycle: held
+            constant, it ruins the training. A third of the epochs is not enough to do as well as
+            the constant.
 Costs:      Nothing in time. The length has to be fixed beforehand: there is no stopping early, and
             no going on.
 Start at:   A maximum of two to three times the best constant rate, or where the range test turns;
