@@ -298,12 +298,11 @@ VARIANTS = {
 
 EQUAL_START = [list(VARIANTS)]
 
+SIGNALS = {"data": "mnist1d", "samples": 2000, "epochs": 12, "batch_size": 64}
+
 EXPERIMENTS = {
     "mnist1d": {
-        "data": "mnist1d",
-        "samples": 2000,
-        "epochs": 12,
-        "batch_size": 64,
+        **SIGNALS,
         "learning_rates": {
             "constant": 0.1,
             "triangular": 0.178,
@@ -315,10 +314,7 @@ EXPERIMENTS = {
     },
     # The comparison to beware of: a half-decade above the best constant rate, for both.
     "one_rate": {
-        "data": "mnist1d",
-        "samples": 2000,
-        "epochs": 12,
-        "batch_size": 64,
+        **SIGNALS,
         "learning_rates": {"constant": 0.316, "triangular2": 0.316},
     },
 }

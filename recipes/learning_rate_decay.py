@@ -216,12 +216,11 @@ VARIANTS = {
 
 EQUAL_START = [list(VARIANTS)]
 
+SIGNALS = {"data": "mnist1d", "samples": 2000, "epochs": 12, "batch_size": 64}
+
 EXPERIMENTS = {
     "12_epochs": {
-        "data": "mnist1d",
-        "samples": 2000,
-        "epochs": 12,
-        "batch_size": 64,
+        **SIGNALS,
         "learning_rates": {
             "constant": 0.1,
             "step": 0.1,
@@ -233,17 +232,12 @@ EXPERIMENTS = {
     },
     # The comparison to beware of: a half-decade above the best constant rate, for both.
     "one_rate": {
-        "data": "mnist1d",
-        "samples": 2000,
-        "epochs": 12,
-        "batch_size": 64,
+        **SIGNALS,
         "learning_rates": {"constant": 0.316, "cosine": 0.316},
     },
     "36_epochs": {
-        "data": "mnist1d",
-        "samples": 2000,
+        **SIGNALS,
         "epochs": 36,
-        "batch_size": 64,
         "sweep": True,
         "learning_rates": {"constant": 0.1, "cosine": 0.215},
     },

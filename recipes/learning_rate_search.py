@@ -123,7 +123,7 @@ def tunable_model(hp):
 
 
 def make_tuner(strategy, hypermodel, directory, seed=1, epochs=EPOCHS, trials=TRIALS):
-    """Return a tuner of Keras Tuner that searches the learning rate with 8 trainings' epochs.
+    """Return a tuner of Keras Tuner that searches the learning rate, each strategy as dearly.
 
     The range of the rate is set here and wins over that of `hypermodel`; everything else in
     `hypermodel` keeps its default.

@@ -382,12 +382,11 @@ VARIANTS = {
 
 EQUAL_START = [list(VARIANTS)]
 
+SIGNALS = {"data": "mnist1d", "samples": 2000, "epochs": 12, "batch_size": 64}
+
 EXPERIMENTS = {
     "mnist1d": {
-        "data": "mnist1d",
-        "samples": 2000,
-        "epochs": 12,
-        "batch_size": 64,
+        **SIGNALS,
         "learning_rates": {
             "constant": 0.1,
             "cosine": 0.178,
@@ -398,10 +397,7 @@ EXPERIMENTS = {
     },
     # The comparison to beware of: a half-decade above the best constant rate, for both.
     "one_rate": {
-        "data": "mnist1d",
-        "samples": 2000,
-        "epochs": 12,
-        "batch_size": 64,
+        **SIGNALS,
         "learning_rates": {"constant": 0.316, "one_cycle": 0.316},
     },
 }
