@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import data
 from callbacks import GradientNorms, LearningRateLogger
@@ -541,6 +542,20 @@ def test_picture_of_its_own_goes_when_a_recipe_has_nothing_to_draw(tmp_path):
     assert picture_file.read_bytes().startswith(b"\x89PNG")
     bench._illustrate(str(recipe), {"experiments": {"other": {}}}, picture_file)
     assert not picture_file.exists()
+
+
+def test_legends_of_a_recipes_own_picture_hide_no_curve():
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    for axes in figure.subplots(1, 2):
+        axes.plot([0, 1], [1, 0], label="a curve from corner to corner")
+        axes.legend()
+    picture.put_legends_beside(figure)
+    figure.draw_without_rendering()
+    left, right = figure.axes
+    for axes in (left, right):
+        legend = axes.get_legend().get_window_extent()
+        assert axes.bbox.x1 <= legend.x0 and legend.x1 <= figure.bbox.x1
+    assert left.get_legend().get_window_extent().x1 <= right.bbox.x0
 
 
 def test_variants_that_meet_have_different_colors():

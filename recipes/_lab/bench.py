@@ -121,6 +121,7 @@ def _illustrate(recipe_path, summary, path):
     if figure is None:
         path.unlink(missing_ok=True)  # Of an earlier command, with other experiments.
     else:
+        picture.put_legends_beside(figure)
         picture.save(figure, path)
 
 

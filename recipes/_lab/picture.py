@@ -46,6 +46,14 @@ def draw(summary, path):
     save(figure, path)
 
 
+def put_legends_beside(figure):
+    """Move each legend to the right of its axes, where it hides no curve."""
+    for axes in figure.axes:
+        if axes.get_legend() is not None:
+            axes.get_legend().set_loc("upper left")
+            axes.get_legend().set_bbox_to_anchor((1.0, 1.0), axes.transAxes)
+
+
 def save(figure, path):
     """Write a figure into a PNG file, the same bytes for the same figure."""
     buffer = io.BytesIO()
